@@ -1,0 +1,49 @@
+"""Weights as safetensors bytes, and loading with a report of what does not fit."""
+
+from collections.abc import Mapping
+
+import safetensors.torch
+from torch import Tensor, nn
+
+
+def to_bytes(state: Mapping[str, Tensor]) -> bytes:
+    """A state dict as a safetensors file; tensors keep their type and are stored contiguous."""
+    return safetensors.torch.save({name: value.detach().contiguous() for name, value in state.items()})
+
+
+def from_bytes(data: bytes) -> dict[str, Tensor]:
+    """A state dict from the bytes of a safetensors file; cannot run code.
+
+    Raises:
+        ValueError: the bytes are not a safetensors file.
+    """
+    try:
+        return safetensors.torch.load(data)
+    except safetensors.SafetensorError as error:
+        raise ValueError(f"not a safetensors file ({error}): the file is damaged or of another format") from error
+
+
+def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load `state` into `module`, every name and shape matching.
+
+    Args:
+        module: the built module.
+        state: its weights.
+        what: where the weights come from, for the message.
+
+    Raises:
+        ValueError: names missing, left over or of another shape.
+    """
+    own = module.state_dict()
+    missing = sorted(own.keys() - state.keys())
+    unknown = sorted(state.keys() - own.keys())
+    shapes = [
+        f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own
+        if name in state and state[name].shape != own[name].shape
+    ]
+    problems = [("missing", missing), ("unknown", unknown), ("of another shape", shapes)]
+    found = "; ".join(f"{len(names)} {kind}: {', '.join(names[:4])}" for kind, names in problems if names)
+    if found:
+        raise ValueError(f"{what} does not fit this detector ({found}): build it from the checkpoint's own config")
+    module.load_state_dict(state)

@@ -1,0 +1,71 @@
+"""The detector: normalise, features, proposals, heads. Fixed shapes from the batch to the loss."""
+
+import torch
+from torch import Tensor, nn
+
+from model.backbones.fpn import FeaturePyramid
+from model.config import ChannelOrder, DetectorConfig, PictureConfig
+from model.roi.standard import StandardRoI
+from model.rpn import RegionProposals
+from model.structures import Detections, Images, Targets
+
+LOSS_NAMES = ("rpn_cls", "rpn_box", "cls", "box", "mask")
+
+
+def normalise(images: Images, config: PictureConfig) -> Tensor:
+    """Network input [B, 3, H, W] float32, channels last: mean and std applied, padding set to zero."""
+    pixels = images.pixels.to(torch.float32)
+    if config.channel_order is ChannelOrder.BGR:
+        pixels = pixels.flip(1)
+    mean = torch.tensor(config.mean, device=pixels.device)[:, None, None]
+    std = torch.tensor(config.std, device=pixels.device)[:, None, None]
+    height, width = pixels.shape[-2:]
+    inside_y = torch.arange(height, device=pixels.device) < images.sizes_hw[:, 0, None]
+    inside_x = torch.arange(width, device=pixels.device) < images.sizes_hw[:, 1, None]
+    inside = inside_y[:, None, :, None] & inside_x[:, None, None, :]
+    values = torch.where(inside, (pixels - mean) / std, 0.0)
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+class Detector(nn.Module):
+    """Mask R-CNN of built parts.
+
+    Attributes:
+        config: the configuration it was built from; saved beside its weights.
+    """
+
+    def __init__(
+        self, config: DetectorConfig, pyramid: FeaturePyramid, rpn: RegionProposals, roi: StandardRoI
+    ) -> None:
+        """Take the built parts; `config` is kept for the record and for the picture pipeline."""
+        super().__init__()
+        self.config = config
+        self.pyramid = pyramid
+        self.rpn = rpn
+        self.roi = roi
+
+    def features(self, images: Images) -> list[Tensor]:
+        """Pyramid levels P2..P6 of a batch."""
+        levels: list[Tensor] = self.pyramid(normalise(images, self.config.picture))
+        return levels
+
+    def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
+        """The five losses of a training step, scalars named by `LOSS_NAMES`; their sum is the objective."""
+        features = self.features(images)
+        output = self.rpn(features)
+        losses = self.rpn.losses(output, targets)
+        proposals = self.rpn.proposals(output, images.sizes_hw)
+        losses.update(self.roi.losses(features, proposals, targets))
+        return losses
+
+    @torch.no_grad()
+    def predict(self, images: Images) -> Detections:
+        """Detections of a batch with mask probabilities, in network-input pixels."""
+        features = self.features(images)
+        proposals = self.rpn.proposals(self.rpn(features), images.sizes_hw)
+        found = self.roi.detect(features, proposals, images.sizes_hw)
+        return self.roi.masks(features, found)
+
+    def forward(self, images: Images, targets: Targets) -> dict[str, Tensor]:
+        """The training step's losses: what a data-parallel wrapper calls."""
+        return self.losses(images, targets)

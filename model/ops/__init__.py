@@ -1,0 +1,1 @@
+"""Operators that need compiled code, one module an operator."""

@@ -1,0 +1,73 @@
+"""The picture pipeline a checkpoint brings with it: the size a picture is resized to, the resize, the padding."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from model.config import PictureConfig, ResizeRounding
+from model.structures import Images
+
+
+def resized_hw(height: int, width: int, short_edge_px: int, config: PictureConfig) -> tuple[int, int]:
+    """Height and width after the resize: the shorter side becomes `short_edge_px` unless the longer side then
+    exceeded `config.long_edge_px`.
+
+    Raises:
+        ValueError: the picture is so narrow that a side would vanish.
+    """
+    scale = min(short_edge_px / min(height, width), config.long_edge_px / max(height, width))
+    half = 0.5 if config.rounding is ResizeRounding.HALF_UP else 0.0
+    new = int(height * scale + half), int(width * scale + half)
+    if min(new) < 1:
+        raise ValueError(
+            f"a picture of {width} x {height} px cannot be resized to a longer side of {config.long_edge_px} px: "
+            "one side would be less than a pixel; leave it out of the data set"
+        )
+    return new
+
+
+def resize(pixels: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Resize a picture [3, H, W] (uint8 or float, 0..255) to float32 [3, h, w].
+
+    Bilinear without antialias in float32, as torchvision's detection transform does on normalised values; both are
+    linear, so the order does not matter beyond rounding.
+    """
+    picture = pixels[None].to(torch.float32)
+    if tuple(picture.shape[-2:]) == size_hw:
+        return picture[0]
+    return F.interpolate(picture, size=size_hw, mode="bilinear", align_corners=False)[0]
+
+
+def _round_up(value: int, divisor: int) -> int:
+    return -(-value // divisor) * divisor
+
+
+def padded_hw(sizes_hw: Sequence[tuple[int, int]], short_edge_px: int, config: PictureConfig) -> tuple[int, int]:
+    """The one of four padded sizes (square, landscape, portrait, all) that holds every picture of a batch.
+
+    Few sizes mean few compiled graphs. `short_edge_px` is the largest short edge in use.
+    """
+    short = _round_up(short_edge_px, config.size_divisor)
+    long = _round_up(config.long_edge_px, config.size_divisor)
+    height, width = max(h for h, _ in sizes_hw), max(w for _, w in sizes_hw)
+    for size in ((short, short), (short, long), (long, short)):
+        if height <= size[0] and width <= size[1]:
+            return size
+    return long, long
+
+
+def tight_hw(sizes_hw: Sequence[tuple[int, int]], config: PictureConfig) -> tuple[int, int]:
+    """The smallest padded size that holds every picture of a batch: what inference pads to."""
+    return tuple(_round_up(max(side), config.size_divisor) for side in zip(*sizes_hw, strict=True))  # type: ignore[return-value]
+
+
+def pad(pictures: Sequence[Tensor], size_hw: tuple[int, int]) -> Images:
+    """Pictures [3, h, w] padded at the bottom and right with zeros to one batch of `size_hw`, channels last."""
+    first = pictures[0]
+    batch = torch.zeros(len(pictures), 3, *size_hw, dtype=first.dtype, memory_format=torch.channels_last)
+    for slot, picture in zip(batch, pictures, strict=True):
+        slot[:, : picture.shape[1], : picture.shape[2]] = picture
+    sizes = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64)
+    return Images(batch, sizes)

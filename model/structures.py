@@ -1,0 +1,88 @@
+"""What flows through the detector: batches of fixed shape, with masks that say which entries are real.
+
+Shape letters: B pictures, G objects a picture (padded), P proposals, D detections, M mask side, K classes.
+Boxes are x1, y1, x2, y2 in pixels of the (resized, padded) network input, continuous, x2 > x1.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Images(NamedTuple):
+    """A batch of pictures, padded at the bottom and right to one size.
+
+    Attributes:
+        pixels: [B, 3, H, W], RGB, values 0..255, uint8 or float32, channels last in memory.
+        sizes_hw: int64 [B, 2], height and width of each picture without the padding.
+    """
+
+    pixels: Tensor
+    sizes_hw: Tensor
+
+
+class PackedMasks(NamedTuple):
+    """Instance masks as tight bitmap crops, one after the other in a flat buffer.
+
+    A crop stands for its whole picture: it is zero outside the crop.
+
+    Attributes:
+        data: uint8 [S], values 0 and 1, row-major crops; the tail may be padding.
+        offsets: int64 [B, G], where each crop begins in `data`.
+        extents: int64 [B, G, 6], (y0, x0, h, w, H, W): the crop covers rows y0..y0+h and columns x0..x0+w of an
+            H x W mask.
+    """
+
+    data: Tensor
+    offsets: Tensor
+    extents: Tensor
+
+
+class Targets(NamedTuple):
+    """Ground truth of a batch, padded to G objects a picture.
+
+    Attributes:
+        boxes: float32 [B, G, 4].
+        labels: int64 [B, G] in 0..K-1.
+        valid: bool [B, G], false for padding.
+        masks: the instance masks.
+        seeds: int64 [B], one number a picture that fixes which anchors and proposals are sampled for it.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    valid: Tensor
+    masks: PackedMasks
+    seeds: Tensor
+
+
+class Proposals(NamedTuple):
+    """Class-agnostic boxes, best first.
+
+    Attributes:
+        boxes: float32 [B, P, 4].
+        scores: float32 [B, P], objectness probability.
+        valid: bool [B, P], false for padding.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    valid: Tensor
+
+
+class Detections(NamedTuple):
+    """Final detections of a batch, best first.
+
+    Attributes:
+        boxes: float32 [B, D, 4].
+        scores: float32 [B, D].
+        labels: int64 [B, D] in 0..K-1.
+        valid: bool [B, D], false for padding.
+        masks: float32 [B, D, M, M], probability that a cell of the box belongs to the object.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    labels: Tensor
+    valid: Tensor
+    masks: Tensor

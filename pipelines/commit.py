@@ -1,0 +1,195 @@
+"""How a file comes to be: all of it or none of it, also when the machine dies in between.
+
+On a local or network file system: temporary name in the same folder, flush, fsync, rename, fsync of the folder. In an
+object store one PUT is atomic already. Every file that maskray writes for others to read goes through `write_file`.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import re
+import socket
+import time
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+from pyarrow import fs as pafs
+
+from pipelines import storage
+
+FAULT_POINTS = (
+    "before_temp",
+    "after_temp_write",
+    "before_fsync",
+    "before_rename",
+    "after_rename",
+    "after_folder_fsync",
+)
+_STALE_AFTER_S = 24 * 3600.0
+_TEMP_NAME = re.compile(r"^\..+\.tmp-(?P<host>[A-Za-z0-9_.-]*?)-(?P<pid>\d+)-[0-9a-f]{12}$")
+
+
+class Faults(Protocol):
+    """Named points on the way of a file; tests raise or kill there, production does nothing."""
+
+    def reach(self, point: str) -> None:
+        """Called at each of `FAULT_POINTS`, in that order."""
+
+
+class NoFaults:
+    """The production twin of a fault injector."""
+
+    def reach(self, point: str) -> None:
+        """Do nothing."""
+
+
+class CommitConflictError(ValueError):
+    """Another writer committed the same file first; what it wrote was left alone."""
+
+
+def sha256_of(data: bytes | memoryview) -> str:
+    """The sha256 of some bytes as 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_file(
+    filesystem: pafs.FileSystem,
+    path: str,
+    data: bytes | memoryview,
+    *,
+    exclusive: bool = False,
+    faults: Faults | None = None,
+) -> None:
+    """Write a whole file so that a reader sees the old state or the new one, never a part.
+
+    Args:
+        filesystem: where; see `storage.open_uri`.
+        path: the final path; its folder is created where missing.
+        data: the whole content.
+        exclusive: refuse when the file exists already (a manifest is committed once).
+        faults: fault points for tests.
+
+    Raises:
+        CommitConflictError: `exclusive`, and another writer was first.
+        OSError: the store failed (no space, no permission); the final path is as it was.
+    """
+    faults = faults or NoFaults()
+    if storage.is_local(filesystem):
+        _write_local(Path(path), data, exclusive, faults)
+        return
+    faults.reach("before_temp")
+    if exclusive and storage.is_file(filesystem, path):
+        raise _conflict(path)
+    storage.make_folder(filesystem, str(Path(path).parent))
+    faults.reach("before_rename")
+    # Not a `with` block: closing a multipart upload after an exception would complete it with half the bytes.
+    stream = filesystem.open_output_stream(path)
+    stream.write(data)
+    stream.close()
+    faults.reach("after_rename")
+
+
+def sweep_temps(filesystem: pafs.FileSystem, folder: str) -> list[str]:
+    """Delete what killed writers left in a folder.
+
+    A temporary file goes when its writer, a process of this host, is dead, or when it is a day old: a live writer's
+    file stays. Object stores have none.
+
+    Returns:
+        The names deleted.
+    """
+    if not storage.is_local(filesystem) or not Path(folder).is_dir():
+        return []
+    swept = []
+    for entry in Path(folder).iterdir():
+        match = _TEMP_NAME.match(entry.name)
+        if match and _is_abandoned(entry, match["host"], int(match["pid"])):
+            entry.unlink(missing_ok=True)
+            swept.append(entry.name)
+    return sorted(swept)
+
+
+def _write_local(path: Path, data: bytes | memoryview, exclusive: bool, faults: Faults) -> None:
+    storage.make_folder(pafs.LocalFileSystem(), str(path.parent))
+    faults.reach("before_temp")
+    temp = path.with_name(f".{path.name}.tmp-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:12]}")
+    try:
+        with temp.open("xb") as stream:
+            stream.write(data)
+            faults.reach("after_temp_write")
+            stream.flush()
+            faults.reach("before_fsync")
+            os.fsync(stream.fileno())
+        faults.reach("before_rename")
+        _place(temp, path, exclusive)
+    except BaseException:
+        temp.unlink(missing_ok=True)
+        raise
+    faults.reach("after_rename")
+    _sync_folder(path.parent)
+    faults.reach("after_folder_fsync")
+
+
+def _place(temp: Path, path: Path, exclusive: bool) -> None:
+    if not exclusive:
+        temp.replace(path)
+        return
+    try:
+        # A hard link fails where the name exists, atomically; a rename would replace another writer's commit.
+        os.link(temp, path)
+    except FileExistsError as error:
+        raise _conflict(str(path)) from error
+    except OSError as error:
+        if error.errno not in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}:
+            raise
+        if path.exists():  # file systems without hard links: the best that is left
+            raise _conflict(str(path)) from error
+        temp.replace(path)
+    else:
+        temp.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {
+            errno.EINVAL,
+            errno.ENOTSUP,
+            errno.EBADF,
+        }:  # some network mounts cannot sync a folder
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _conflict(path: str) -> CommitConflictError:
+    return CommitConflictError(
+        f"{path} exists already: another run committed it first and it was left as it is; choose another --out"
+    )
+
+
+def _host() -> str:
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", socket.gethostname())
+
+
+def _is_abandoned(path: Path, host: str, pid: int) -> bool:
+    try:
+        age_s = time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return False
+    if age_s > _STALE_AFTER_S:
+        return True
+    if host != _host():
+        return False
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False

@@ -1,0 +1,172 @@
+"""Reading a committed data set: any record by its global index, and the sizes of all without opening a picture."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+from pyarrow import ipc
+
+from pipelines import manifest as manifests
+from pipelines import records, rejections, shards, storage
+
+INDEX_NAME = "index.ipc"
+"""Not `*.arrow`, so that a glob of that finds shards (and `rejected.arrow`)."""
+
+INDEX_SCHEMA = pa.schema(
+    [
+        pa.field("image_id", pa.int64(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("labelled", pa.bool_(), nullable=False),
+        pa.field("labels", pa.list_(pa.int32()), nullable=False),  # of the objects that are not crowds
+    ]
+)
+_REMOTE_SHARDS_KEPT = 2
+
+
+class DatasetError(ValueError):
+    """A file of a data set that is missing or does not match its manifest."""
+
+
+class Dataset:
+    """A committed data set, for random access.
+
+    Local shards are memory-mapped, remote ones read whole and the last two kept. Each shard's length, hash, schema and
+    inner consistency are checked when it is first opened.
+
+    Attributes:
+        uri: as given.
+        manifest: what the data set says of itself.
+        rows_per_shard: int64 [number of shards].
+        image_ids: int64 [N].
+        sizes_hw: int32 [N, 2], (height, width) in pixels after EXIF orientation.
+        labelled: bool [N].
+        label_offsets: int64 [N + 1]; record i has the labels `labels[label_offsets[i] : label_offsets[i + 1]]`.
+        labels: int32 [all objects that are not crowds].
+    """
+
+    def __init__(self, uri: str, verify: bool = True) -> None:
+        """Read the manifest and the index.
+
+        Args:
+            uri: path or URI of the folder.
+            verify: check the sha256 of every file when it is first opened.
+
+        Raises:
+            ManifestError: no manifest, or one that cannot be used.
+            DatasetError: the index is missing or damaged.
+        """
+        self.uri = uri
+        self._verify = verify
+        self._filesystem, self._folder = storage.open_uri(uri)
+        self.manifest = manifests.load_from(self._filesystem, self._folder)
+        self.rows_per_shard = np.array([s.rows for s in self.manifest.shards], np.int64)
+        self._first_row = np.concatenate([[0], np.cumsum(self.rows_per_shard)]).astype(np.int64)
+        self._opened: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+        index = _open_index(self._read(self.manifest.index), self._path(self.manifest.index), len(self))
+        self.image_ids: npt.NDArray[np.int64] = index.column("image_id").to_numpy()
+        sides = [index.column(name).to_numpy() for name in ("height", "width")]
+        self.sizes_hw: npt.NDArray[np.int32] = np.stack(sides, axis=1)
+        self.labelled: npt.NDArray[np.bool_] = index.column("labelled").to_numpy(zero_copy_only=False)
+        labels = index.column("labels")
+        self.label_offsets: npt.NDArray[np.int64] = labels.offsets.to_numpy().astype(np.int64)
+        self.labels: npt.NDArray[np.int32] = labels.values.to_numpy()
+
+    def __len__(self) -> int:
+        """Number of records."""
+        return int(self._first_row[-1])
+
+    def __reduce__(self) -> tuple[type[Dataset], tuple[str, bool]]:
+        """Pickle as its address: another process opens its own files."""
+        return Dataset, (self.uri, self._verify)
+
+    def locate(self, index: int) -> tuple[int, int]:
+        """Shard and row in it of a global record index.
+
+        Raises:
+            IndexError: not 0 <= index < len(self).
+        """
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        shard = int(np.searchsorted(self._first_row, index, side="right")) - 1
+        return shard, index - int(self._first_row[shard])
+
+    def record(self, index: int) -> records.Record:
+        """One record.
+
+        Raises:
+            IndexError: not 0 <= index < len(self).
+            DatasetError: its shard is missing or does not match the manifest.
+            SchemaError: its shard does not hold records.
+        """
+        shard, row = self.locate(index)
+        return records.from_table(self.shard(shard), row)
+
+    def shard(self, number: int) -> pa.RecordBatch:
+        """All rows of one shard; see `record` for what it raises."""
+        if number in self._opened:
+            self._opened.move_to_end(number)
+            return self._opened[number]
+        info = self.manifest.shards[number]
+        buffer = self._read(info)
+        batch = shards.open_ipc(pa.BufferReader(buffer), self._path(info)).batch
+        if batch.num_rows != info.rows:
+            raise DatasetError(f"{self._path(info)} has {batch.num_rows} rows, the manifest says {info.rows}")
+        self._opened[number] = batch
+        if not storage.is_local(self._filesystem) and len(self._opened) > _REMOTE_SHARDS_KEPT:
+            self._opened.popitem(last=False)
+        return batch
+
+    def rejections(self) -> tuple[rejections.Rejection, ...]:
+        """What was set aside when the data set was made.
+
+        Raises:
+            DatasetError: the file is missing or does not match the manifest.
+        """
+        return rejections.from_ipc(self._read(self.manifest.rejected).to_pybytes())
+
+    def _path(self, info: manifests.FileInfo) -> str:
+        return storage.join(self._folder, info.file)
+
+    def _read(self, info: manifests.FileInfo) -> pa.Buffer:
+        path = self._path(info)
+        try:
+            if storage.is_local(self._filesystem):
+                buffer = pa.memory_map(path).read_buffer()
+            else:
+                buffer = pa.py_buffer(storage.read_bytes(self._filesystem, path))
+        except (FileNotFoundError, IsADirectoryError) as error:
+            raise DatasetError(
+                f"{path} is missing, and the manifest names it: restore it or prepare again"
+            ) from error
+        if buffer.size != info.bytes:
+            raise DatasetError(
+                f"{path} has {buffer.size} bytes, the manifest says {info.bytes}: it was cut or replaced; prepare again"
+            )
+        if self._verify and hashlib.sha256(buffer).hexdigest() != info.sha256:
+            raise DatasetError(
+                f"{path} does not match its sha256 in the manifest: it was damaged; prepare again"
+            )
+        return buffer
+
+
+def _open_index(data: pa.Buffer, where: str, rows: int) -> pa.RecordBatch:
+    try:
+        reader = ipc.open_file(pa.BufferReader(data))
+        batch = reader.get_batch(0)
+        batch.validate(full=True)
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(f"{where} is not a readable index: prepare the data again") from error
+    if (
+        not batch.schema.equals(INDEX_SCHEMA)
+        or batch.num_rows != rows
+        or any(c.null_count for c in batch.columns)
+    ):
+        raise DatasetError(
+            f"{where} does not fit its manifest: {batch.num_rows} rows of {batch.schema.names}"
+        )
+    return batch

@@ -1,0 +1,168 @@
+"""Writing a data set: shards in any order by anyone, then index, rejections and, last of all, the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from pyarrow import fs as pafs
+from pyarrow import ipc
+
+from pipelines import commit, records, shards, storage
+from pipelines import manifest as manifests
+from pipelines import rejections as rejected
+from pipelines.dataset import INDEX_NAME, INDEX_SCHEMA
+
+_INDEX_COLUMNS = ("image_id", "height", "width", "labelled", "label", "crowd")
+
+
+class Draft(NamedTuple):
+    """What only the maker of a data set knows; the rest is read back from its shards.
+
+    Attributes:
+        classes: in the order of labels.
+        shards: as `write_shard` returned them, in the order wanted.
+        rejections: everything set aside.
+        rows_in: pictures in the source.
+        instances_in: annotated objects in the source.
+        source: where the data came from, and how.
+        fingerprint: identity of source and settings.
+    """
+
+    classes: tuple[manifests.ClassInfo, ...]
+    shards: tuple[manifests.ShardInfo, ...]
+    rejections: tuple[rejected.Rejection, ...]
+    rows_in: int
+    instances_in: int
+    source: Mapping[str, str]
+    fingerprint: str
+
+
+def shard_name(number: int) -> str:
+    """The file name of a shard, a function of its number alone: a repeated attempt replaces its own file."""
+    return f"shard-{number:05d}.arrow"
+
+
+def write_shard(
+    filesystem: pafs.FileSystem,
+    folder: str,
+    number: int,
+    rows: Sequence[records.Record],
+    meta: Mapping[str, object],
+    faults: commit.Faults | None = None,
+) -> manifests.ShardInfo:
+    """Write one shard whole or not at all.
+
+    Args:
+        filesystem: see `storage.open_uri`.
+        folder: of the data set.
+        number: of the shard, from 0.
+        rows: its records, in order; there may be none.
+        meta: JSON-able notes kept in the shard; the same input gives the same bytes.
+        faults: fault points for tests.
+
+    Raises:
+        OSError: the store failed; no shard of that name is half there.
+    """
+    buffer = shards.to_ipc(rows, meta)
+    name = shard_name(number)
+    commit.write_file(filesystem, storage.join(folder, name), memoryview(buffer), faults=faults)
+    return manifests.ShardInfo(
+        file=name,
+        bytes=buffer.size,
+        sha256=commit.sha256_of(memoryview(buffer)),
+        rows=len(rows),
+        instances=sum(len(r.instances) for r in rows),
+    )
+
+
+def commit_dataset(
+    filesystem: pafs.FileSystem, folder: str, draft: Draft, faults: commit.Faults | None = None
+) -> manifests.Manifest:
+    """Write index, rejections and manifest; with the manifest the folder becomes a data set.
+
+    Raises:
+        CommitConflictError: the folder has a manifest already.
+        ManifestError: the account does not add up, or two records have one image id.
+        SchemaError: a shard is not readable.
+        OSError: the store failed; the folder is no data set yet.
+    """
+    index = _index(filesystem, folder, draft.shards)
+    _check_unique(index.column("image_id").to_numpy())
+    labels = index.column("labels").values.to_numpy()
+    num_classes = len(draft.classes)
+    if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise manifests.ManifestError(f"labels reach {labels.max()}, wanted 0 to {num_classes - 1}")
+    lost_rows = sum(r.is_row for r in draft.rejections)
+    lost = sum(r.instances for r in draft.rejections)
+    kept = sum(s.instances for s in draft.shards)
+    made = manifests.Manifest(
+        classes=draft.classes,
+        shards=draft.shards,
+        rows_in=draft.rows_in,
+        rows_written=index.num_rows,
+        rows_rejected=lost_rows,
+        instances_in=draft.instances_in,
+        instances_kept=kept,
+        instances_rejected=lost,
+        class_counts=tuple(np.bincount(labels, minlength=num_classes).tolist()),
+        crowds=kept - int(labels.size),
+        labelled_images=int(np.count_nonzero(index.column("labelled").to_numpy(zero_copy_only=False))),
+        source=dict(draft.source),
+        fingerprint=draft.fingerprint,
+        index=_write(filesystem, folder, INDEX_NAME, _to_ipc(index), faults),
+        rejected=_write(filesystem, folder, rejected.FILE_NAME, rejected.to_ipc(draft.rejections), faults),
+    )
+    path = storage.join(folder, manifests.FILE_NAME)
+    commit.write_file(filesystem, path, made.to_bytes(), exclusive=True, faults=faults)
+    return made
+
+
+def _write(
+    filesystem: pafs.FileSystem, folder: str, name: str, data: pa.Buffer, faults: commit.Faults | None
+) -> manifests.FileInfo:
+    commit.write_file(filesystem, storage.join(folder, name), memoryview(data), faults=faults)
+    return manifests.FileInfo(name, data.size, commit.sha256_of(memoryview(data)))
+
+
+def _index(filesystem: pafs.FileSystem, folder: str, infos: Sequence[manifests.ShardInfo]) -> pa.RecordBatch:
+    # Columns are projected, so that of each shard only a few kilobytes are read, also from an object store.
+    parts = [pa.RecordBatch.from_pylist([], schema=INDEX_SCHEMA)]
+    for info in infos:
+        path = storage.join(folder, info.file)
+        with filesystem.open_input_file(path) as source:
+            parts.append(_index_of(shards.open_ipc(source, path, _INDEX_COLUMNS).batch))
+    return (
+        pa.Table.from_batches(parts).combine_chunks().to_batches(max_chunksize=None)[0]
+        if len(parts) > 1
+        else parts[0]
+    )
+
+
+def _index_of(batch: pa.RecordBatch) -> pa.RecordBatch:
+    crowd = batch.column("crowd")
+    offsets, flat = crowd.offsets.to_numpy(), crowd.values.to_numpy(zero_copy_only=False)
+    objects = ~flat
+    before = np.concatenate([[0], np.cumsum(objects)]).astype(np.int32)
+    labels = pa.ListArray.from_arrays(
+        before[offsets], pa.array(batch.column("label").values.to_numpy()[objects])
+    )
+    columns = [batch.column(name) for name in ("image_id", "height", "width", "labelled")]
+    return pa.RecordBatch.from_arrays([*columns, labels], schema=INDEX_SCHEMA)
+
+
+def _to_ipc(index: pa.RecordBatch) -> pa.Buffer:
+    sink = pa.BufferOutputStream()
+    with ipc.new_file(sink, INDEX_SCHEMA) as writer:
+        writer.write_batch(index)
+    return sink.getvalue()
+
+
+def _check_unique(image_ids: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None:
+    ids, counts = np.unique(image_ids, return_counts=True)
+    if (counts > 1).any():
+        raise manifests.ManifestError(
+            f"image id {int(ids[counts > 1][0])} belongs to more than one record: ids must differ within a data set"
+        )

@@ -1,0 +1,190 @@
+"""Pictures from strangers' bytes to RGB: sniff, read the header, judge its size, and only then touch pixels.
+
+JPEG (with MPO's first picture), PNG, WebP and BMP are decoded, by Pillow alone. GIF and TIFF are refused: no supported
+data set uses them, and each more decoder is one more that strangers' bytes can reach. An animation gives its first frame; alpha is dropped;
+16-bit samples keep their high byte; CMYK and YCCK are converted without colour profiles, as the frameworks of origin do.
+"""
+
+from __future__ import annotations
+
+import io
+from enum import Enum
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+MAX_PIXELS = 2**26
+"""Largest picture decoded by default, 8192 x 8192: 192 MiB as RGB."""
+
+_EXIF_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SWAPS_SIDES = frozenset({5, 6, 7, 8})
+_KNOWN_BUT_REFUSED = {
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"%!PS": "EPS",
+    b"%PDF": "PDF",
+    b"<svg": "SVG",
+    b"<?xm": "XML",
+    b"<!DO": "HTML",
+    b"<htm": "HTML",
+    b"\x80\x04\x95": "pickle",
+}
+
+
+class DecodeFault(Enum):
+    """Why bytes are not a usable picture."""
+
+    EMPTY = "empty"
+    UNSUPPORTED = "unsupported_format"
+    TOO_LARGE = "too_large"
+    CORRUPT = "corrupt"
+
+
+class DecodeError(ValueError):
+    """Bytes that are not a usable picture.
+
+    Attributes:
+        fault: which kind of fault.
+    """
+
+    def __init__(self, fault: DecodeFault, detail: str) -> None:
+        super().__init__(f"{fault.value}: {detail}")
+        self.fault = fault
+
+    def __reduce__(self) -> tuple[type[DecodeError], tuple[DecodeFault, str]]:
+        """Pickle by both arguments, since Ray carries errors between processes."""
+        return DecodeError, (self.fault, str(self).split(": ", 1)[1])
+
+
+class Header(NamedTuple):
+    """What a picture says of itself before any pixel is decoded.
+
+    Attributes:
+        format: "JPEG", "PNG", "WEBP" or "BMP".
+        height: pixels, after EXIF orientation.
+        width: pixels, after EXIF orientation.
+        orientation: EXIF value 1..8; 1 where absent or unreadable.
+    """
+
+    format: str
+    height: int
+    width: int
+    orientation: int
+
+
+def sniff(data: bytes) -> str:
+    """The allowed format that the first bytes name; the file's name is never asked.
+
+    Raises:
+        DecodeError: no bytes, or none of the allowed formats.
+    """
+    if not data:
+        raise DecodeError(DecodeFault.EMPTY, "the file has no bytes")
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith(b"BM"):
+        return "BMP"
+    named = next((name for magic, name in _KNOWN_BUT_REFUSED.items() if data.startswith(magic)), None)
+    got = named or f"bytes {data[:4]!r}"
+    raise DecodeError(DecodeFault.UNSUPPORTED, f"content is {got}, wanted JPEG, PNG, WebP or BMP")
+
+
+def read_header(data: bytes, max_pixels: int = MAX_PIXELS) -> Header:
+    """Size and orientation without decoding.
+
+    Args:
+        data: the whole compressed file.
+        max_pixels: refuse larger pictures.
+
+    Raises:
+        DecodeError: not an allowed format, a broken header, or too large.
+    """
+    return _open(data, max_pixels)[1]
+
+
+def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Decode a picture upright.
+
+    Args:
+        data: the whole compressed file.
+        max_pixels: refuse larger pictures, judged by the header alone.
+
+    Returns:
+        uint8 [H, W, 3], red first, 0..255, after EXIF orientation; writable.
+
+    Raises:
+        DecodeError: not an allowed format, too large, truncated or corrupt.
+    """
+    picture, header = _open(data, max_pixels)
+    try:
+        picture.load()
+        upright = picture.transpose(_TURNS[header.orientation]) if header.orientation in _TURNS else picture
+        pixels = _to_rgb(upright)
+    except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken data
+        raise DecodeError(DecodeFault.CORRUPT, _reason(error)) from error
+    if pixels.shape != (header.height, header.width, 3):
+        raise DecodeError(
+            DecodeFault.CORRUPT, f"decoded to {pixels.shape}, header says {header.height}x{header.width}"
+        )
+    return pixels
+
+
+def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, Header]:
+    name = sniff(data)
+    try:
+        picture = Image.open(io.BytesIO(data), formats=(name,))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DecodeError(DecodeFault.TOO_LARGE, _reason(error)) from error
+    except Exception as error:  # as above: header parsers too
+        raise DecodeError(DecodeFault.CORRUPT, f"{name} header: {_reason(error)}") from error
+    width, height = picture.size
+    if width < 1 or height < 1:
+        raise DecodeError(DecodeFault.CORRUPT, f"header says {height}x{width} pixels")
+    if width * height > max_pixels:
+        raise DecodeError(
+            DecodeFault.TOO_LARGE, f"header says {height}x{width} pixels, the limit is {max_pixels}"
+        )
+    orientation = _orientation(picture)
+    if orientation in _SWAPS_SIDES:
+        width, height = height, width
+    return picture, Header(name, height, width, orientation)
+
+
+def _orientation(picture: Image.Image) -> int:
+    try:
+        value = picture.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # broken EXIF is common and harmless: the picture is shown as stored
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
+def _to_rgb(picture: Image.Image) -> npt.NDArray[np.uint8]:
+    if picture.mode.startswith("I"):  # 16-bit grey; Pillow's own conversion clips instead of scaling
+        high = np.clip(np.asarray(picture).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
+        return np.repeat(high[:, :, None], 3, axis=2)
+    if picture.mode == "P" and "transparency" in picture.info:
+        picture = picture.convert("RGBA")  # straight to RGB would warn and mis-read a table of alphas
+    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"), dtype=np.uint8)
+
+
+def _reason(error: BaseException) -> str:
+    text = (str(error).strip().splitlines() or [""])[0]
+    # "cannot identify image file <_io.BytesIO object at 0x7f..>": an address would differ on every run
+    text = text.split("<_io", 1)[0].strip()
+    return f"{type(error).__name__}: {text}"[:200]

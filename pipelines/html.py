@@ -1,0 +1,212 @@
+"""One self-contained HTML page: text, tables, charts and pictures, all escaped, all inline.
+
+The page asks for nothing over the network, and its own policy forbids it; so a report can be mailed or kept.
+"""
+
+import base64
+import os
+from collections.abc import Mapping, Sequence
+from html import escape
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.charts import Point, line_chart_svg
+
+Cell = str | int | float | None
+
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+_LIGHT = ("#1764c0", "#c2410c", "#15803d", "#9333ea", "#b91c1c", "#0e7490", "#a16207", "#be185d")
+_DARK = ("#6cb0ff", "#ff9a5c", "#5fd38a", "#c99bff", "#ff8080", "#5cd0e6", "#e8c15a", "#ff8ac2")
+_STYLE = """
+:root { color-scheme: light dark; --ink: #1c1e21; --soft: #5c6370; --page: #fff; --card: #f5f6f8;
+  --rule: #d9dce1; %(light)s }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --soft: #9aa3af; --page: #15171a;
+  --card: #1f2226; --rule: #363b42; %(dark)s } }
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--page); color: var(--ink);
+  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; overflow-wrap: anywhere; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 1rem; }
+h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--rule); }
+p { max-width: 45rem; margin: .5rem 0; }
+.table { overflow-x: auto; margin: .75rem 0; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem;
+  overflow-wrap: normal; }
+th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid var(--rule); }
+th { color: var(--soft); font-weight: 600; white-space: nowrap; }
+.number { text-align: right; white-space: nowrap; }
+.row { display: grid; gap: 1rem; margin: .75rem 0; }
+.charts { grid-template-columns: repeat(auto-fit, minmax(min(100%%, 24rem), 1fr)); }
+.pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%%, 15rem), 1fr)); }
+figure { margin: 0; padding: .75rem; background: var(--card); border-radius: .5rem; }
+figcaption { font-size: .9rem; color: var(--soft); }
+.chart figcaption { font-weight: 600; color: var(--ink); }
+.empty { color: var(--soft); }
+img, svg { display: block; width: 100%%; height: auto; }
+img { border-radius: .25rem; margin-bottom: .4rem; }
+svg text { fill: var(--soft); font-size: 13px; }
+svg .x, svg .axis { text-anchor: middle; }
+svg .y { text-anchor: end; }
+svg .grid { stroke: var(--rule); stroke-width: 1; }
+svg g path { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; }
+svg g.dashed path { stroke-dasharray: 6 4; }
+svg circle { fill: var(--c); opacity: 0; }
+svg g.few circle { opacity: .35; }
+svg circle:hover { opacity: 1; }
+.legend { list-style: none; display: flex; flex-wrap: wrap; gap: .2rem 1.1rem; margin: .4rem 0 0; padding: 0;
+  font-size: .9rem; }
+.legend li::before { content: ""; display: inline-block; width: .8em; height: .8em; margin-right: .4em;
+  border-radius: 2px; background: var(--c); }
+.legend .dashed::before { background: none; border: 2px dashed var(--c); }
+%(classes)s
+"""
+
+
+class Page:
+    """A page that grows downward; ``render`` or ``save`` gives it out.
+
+    Args:
+        title: The heading and the browser's tab.
+    """
+
+    def __init__(self, title: str) -> None:
+        """Start an empty page."""
+        self._title = title
+        self._parts: list[tuple[str, str]] = []
+
+    def section(self, title: str) -> None:
+        """Begin a section."""
+        self._parts.append(("", f"<h2>{escape(title)}</h2>"))
+
+    def paragraph(self, text: str) -> None:
+        """Add a paragraph of plain text."""
+        self._parts.append(("", f"<p>{escape(text)}</p>"))
+
+    def table(self, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+        """Add a table; numbers stand right, floats with three decimals, None as a dash.
+
+        Args:
+            headers: One a column.
+            rows: Each as long as ``headers``.
+
+        Raises:
+            ValueError: A row is longer or shorter.
+        """
+        for number, row in enumerate(rows):
+            if len(row) != len(headers):
+                raise ValueError(
+                    f"row {number} of the table has {len(row)} cells, wanted {len(headers)}: one a header"
+                )
+        numeric = [
+            bool(rows) and all(row[column] is None or isinstance(row[column], (int, float)) for row in rows)
+            for column in range(len(headers))
+        ]
+        marks = [' class="number"' if is_number else "" for is_number in numeric]
+        head = _cells("th", marks, [escape(name) for name in headers])
+        body = "".join(_cells("td", marks, [_text(cell) for cell in row]) for row in rows)
+        table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
+        self._parts.append(("", f'<div class="table">{table}</div>'))
+
+    def line_chart(
+        self, title: str, series: Mapping[str, Sequence[Point]], x_label: str, y_label: str
+    ) -> None:
+        """Add a chart; charts that follow each other stand side by side where there is room.
+
+        Args:
+            title: Shown above.
+            series: (x, y) points by name; a point that is not finite breaks the line.
+            x_label: With the unit.
+            y_label: With the unit.
+        """
+        self._parts.append(("charts", line_chart_svg(title, series, x_label, y_label)))
+
+    def picture(self, image: NDArray[np.uint8], caption: str) -> None:
+        """Add a picture; pictures that follow each other form a grid.
+
+        Args:
+            image: [H, W, 3] RGB.
+            caption: Shown below, and read aloud by screen readers.
+
+        Raises:
+            ValueError: ``image`` is not such an array.
+        """
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+            raise ValueError(
+                f"a picture on a page is {image.dtype} {list(image.shape)}, wanted uint8 [H, W, 3]: convert"
+            )
+        data = BytesIO()
+        # Full colour resolution: halved, it smears thin coloured outlines and labels.
+        Image.fromarray(image).save(data, "JPEG", quality=88, subsampling=0)
+        source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+        height, width = image.shape[:2]
+        text = escape(caption)
+        shown = f'<img width="{width}" height="{height}" alt="{text}" src="{source}">'
+        self._parts.append(("pictures", f"<figure>{shown}<figcaption>{text}</figcaption></figure>"))
+
+    def pictures(self, images: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> None:
+        """Add a grid of pictures [H, W, 3], one caption each.
+
+        Raises:
+            ValueError: There are more or fewer captions than pictures, or one is not a picture.
+        """
+        if len(images) != len(captions):
+            raise ValueError(f"{len(images)} pictures have {len(captions)} captions: give one for each")
+        for image, caption in zip(images, captions, strict=True):
+            self.picture(image, caption)
+
+    def render(self) -> str:
+        """The whole page."""
+        title = escape(self._title)
+        return (
+            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+            f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+            f"<title>{title}</title>\n<style>{_style()}</style>\n</head>\n<body>\n<h1>{title}</h1>\n"
+            + "\n".join(self._grouped())
+            + "\n</body>\n</html>\n"
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the page, whole or not at all; a page already there is replaced.
+
+        Args:
+            path: The file to write; its folder must exist.
+        """
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_text(self.render(), "utf-8")
+        part.replace(path)
+
+    def _grouped(self) -> list[str]:
+        """Parts, with runs of charts or pictures inside one grid."""
+        lines: list[str] = []
+        group = ""
+        for kind, part in self._parts:
+            if kind != group:
+                lines += ["</div>"] * bool(group) + [f'<div class="row {kind}">'] * bool(kind)
+                group = kind
+            lines.append(part)
+        return lines + ["</div>"] * bool(group)
+
+
+def _style() -> str:
+    def colours(values: Sequence[str]) -> str:
+        return " ".join(f"--c{number}: {value};" for number, value in enumerate(values))
+
+    classes = "\n".join(f".c{number} {{ --c: var(--c{number}); }}" for number in range(len(_LIGHT)))
+    return _STYLE % {"light": colours(_LIGHT), "dark": colours(_DARK), "classes": classes}
+
+
+def _text(cell: Cell) -> str:
+    if cell is None:
+        return "&ndash;"
+    if isinstance(cell, bool):
+        return "yes" if cell else "no"
+    return escape(f"{cell:.3f}" if isinstance(cell, float) else str(cell))
+
+
+def _cells(tag: str, marks: Sequence[str], escaped: Sequence[str]) -> str:
+    cells = (f"<{tag}{mark}>{cell}</{tag}>" for mark, cell in zip(marks, escaped, strict=True))
+    return f"<tr>{''.join(cells)}</tr>"

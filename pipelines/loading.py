@@ -1,0 +1,181 @@
+"""Shards to batches: batch number s is a pure function of the data sets, the seed and s.
+
+One mechanism serves one worker or many, and a fresh or a resumed run: a torch `DataLoader` walks the step numbers,
+and its worker processes (if any) build whole batches.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+
+from model.config import PictureConfig
+from model.picture import pad, padded_hw
+from model.structures import Images, PackedMasks, Targets
+from pipelines.dataset import Dataset
+from pipelines.order import Position, SampleOrder, sample_seed
+from pipelines.transforms import AugmentConfig, Sample, transform
+
+_MIN_OBJECTS = 8
+_MIN_MASK_BYTES = 1 << 12
+
+
+class Batch(NamedTuple):
+    """What one worker trains on in one step.
+
+    Attributes:
+        images: the pictures.
+        targets: their objects.
+        image_ids: int64 [B], ids in their sources.
+    """
+
+    images: Images
+    targets: Targets
+    image_ids: Tensor
+
+
+def _power_of_two(value: int, least: int) -> int:
+    return max(least, 1 << max(0, value - 1).bit_length())
+
+
+def aspect_groups(sizes_hw: npt.NDArray[np.int32], short_edge_px: int, picture: PictureConfig) -> npt.NDArray[np.int8]:
+    """Group of each picture: 0 square enough for the square padding, 1 landscape, 2 portrait."""
+    height, width = sizes_hw[:, 0].astype(float), sizes_hw[:, 1].astype(float)
+    scale = np.minimum(short_edge_px / np.minimum(height, width), picture.long_edge_px / np.maximum(height, width))
+    square_side = -(-short_edge_px // picture.size_divisor) * picture.size_divisor
+    square = np.maximum(height, width) * scale <= square_side
+    return np.where(square, 0, np.where(width >= height, 1, 2)).astype(np.int8)
+
+
+def collate(samples: Sequence[Sample], seeds: Sequence[int], short_edge_px: int, picture: PictureConfig) -> tuple[
+    Images, Targets
+]:  # fmt: skip
+    """Pad samples to one of a few shapes: pictures, objects a picture, and mask bytes.
+
+    Args:
+        samples: the batch.
+        seeds: one a sample, fixes which of its boxes are sampled.
+        short_edge_px: the largest short edge in use.
+        picture: the detector's picture settings.
+    """
+    sizes = [(sample.pixels.shape[1], sample.pixels.shape[2]) for sample in samples]
+    images = pad([sample.pixels for sample in samples], padded_hw(sizes, short_edge_px, picture))
+    batch = len(samples)
+    objects = _power_of_two(max(len(sample.labels) for sample in samples), _MIN_OBJECTS)
+    crops = [crop.bits.ravel() for sample in samples for crop in sample.masks]
+    data = np.zeros(_power_of_two(sum(map(len, crops)), _MIN_MASK_BYTES), np.uint8)
+    boxes = np.zeros((batch, objects, 4), np.float32)
+    labels = np.zeros((batch, objects), np.int64)
+    valid = np.zeros((batch, objects), bool)
+    offsets = np.zeros((batch, objects), np.int64)
+    extents = np.zeros((batch, objects, 6), np.int64)
+    start = 0
+    for b, sample in enumerate(samples):
+        count = len(sample.labels)
+        boxes[b, :count], labels[b, :count], valid[b, :count] = sample.boxes, sample.labels, True
+        for g, crop in enumerate(sample.masks):
+            data[start : start + crop.bits.size] = crop.bits.ravel()
+            offsets[b, g] = start
+            extents[b, g] = (crop.y0, crop.x0, *crop.bits.shape, *sizes[b])
+            start += crop.bits.size
+    masks = PackedMasks(torch.from_numpy(data), torch.from_numpy(offsets), torch.from_numpy(extents))
+    targets = Targets(
+        torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(valid), masks,
+        torch.tensor(list(seeds), dtype=torch.int64),
+    )  # fmt: skip
+    return images, targets
+
+
+class Source(NamedTuple):
+    """A data set and how many samples of it stand in each batch over all workers."""
+
+    dataset: Dataset
+    per_batch: int
+
+
+class TrainBatches(TorchDataset[Batch]):
+    """Batch `s` of one worker, by `batches[s]`."""
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        picture: PictureConfig,
+        augment: AugmentConfig,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        window: int | None = None,
+    ) -> None:
+        """Take the data sets with their share of the batch, and this worker's place among the workers.
+
+        Args:
+            sources: data sets with their share of the batch.
+            picture: the detector's picture settings.
+            augment: what happens to the pictures.
+            seed: of the run.
+            rank: this worker's number.
+            world: number of workers.
+            window: shards shuffled together; None for all.
+
+        Raises:
+            ValueError: the batch cannot be divided among the workers.
+        """
+        total = sum(source.per_batch for source in sources)
+        if total % world:
+            raise ValueError(
+                f"a batch of {total} pictures cannot be divided among {world} workers: "
+                f"choose a batch that is a multiple of {world}, or another number of workers"
+            )
+        self._sources, self._picture, self._augment, self._seed = list(sources), picture, augment, seed
+        self._rank, self._world = rank, world
+        self._short = max(augment.short_edges_px or (picture.short_edge_px,))
+        self._orders = [
+            SampleOrder(
+                source.dataset.rows_per_shard,
+                aspect_groups(source.dataset.sizes_hw, self._short, picture),
+                source.per_batch,
+                seed + number,  # two copies of one data set must not walk in step
+                window,
+            )
+            for number, source in enumerate(sources)
+        ]
+
+    def epoch_of(self, step: int) -> float:
+        """Epochs of the first data set that are complete before batch `step`."""
+        return step * self._sources[0].per_batch / len(self._orders[0])
+
+    def positions(self, step: int) -> list[tuple[int, Position]]:
+        """(data set number, sample) of this worker's share of batch `step`; workers interleave."""
+        places = [(number, place) for number, order in enumerate(self._orders) for place in order.batch(step)]
+        return places[self._rank :: self._world]
+
+    def __getitem__(self, step: int) -> Batch:
+        """Build this worker's share of batch `step`."""
+        samples, seeds, ids = [], [], []
+        for number, place in self.positions(step):
+            seed = sample_seed(self._seed + number, place.epoch, place.index)
+            record = self._sources[number].dataset.record(place.index)
+            samples.append(transform(record, self._picture, self._augment, np.random.default_rng(seed)))
+            seeds.append(seed)
+            ids.append(record.image_id)
+        images, targets = collate(samples, seeds, self._short, self._picture)
+        return Batch(images, targets, torch.tensor(ids, dtype=torch.int64))
+
+
+def stream(batches: TrainBatches, start: int, stop: int, loader_processes: int, pin: bool) -> Iterator[Batch]:
+    """Batches `start` .. `stop` - 1 in order, built ahead by `loader_processes` processes (0: in this one)."""
+    loader = DataLoader(
+        batches,
+        batch_size=None,
+        sampler=range(start, stop),
+        num_workers=loader_processes,
+        pin_memory=pin,
+        prefetch_factor=4 if loader_processes else None,
+        multiprocessing_context="spawn" if loader_processes else None,
+    )
+    yield from loader

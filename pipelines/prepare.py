@@ -1,0 +1,302 @@
+"""`maskray prepare`: raw pictures and annotations to a committed data set of Arrow shards, by Ray Data.
+
+The driver reads the annotation index and writes it to the output, cut into parts; each Ray task turns one part into
+one shard and returns a row of statistics; the manifest, written last, makes the folder a data set. Killed at any
+point, the same command goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from pyarrow import fs as pafs
+
+from pipelines import (
+    check,
+    commit,
+    dataset_writer,
+    decode,
+    ray_session,
+    records,
+    rejections,
+    shard_runner,
+    source_index,
+    storage,
+)
+from pipelines import manifest as manifests
+from pipelines.check_instance import Vocabulary
+from pipelines.datasets import coco, images
+from pipelines.shard_task import PLAN_FOLDER, PlanConflictError, ShardResult, ShardTask, find_shard, part_name
+from pipelines.source_index import Index, RawRow
+
+
+class RejectionBudgetError(ValueError):
+    """More was rejected than the user allowed; the shards stay, no manifest was written."""
+
+
+class Progress(NamedTuple):
+    """How far a run is.
+
+    Attributes:
+        rows_done: pictures of finished shards.
+        rows_total: pictures of all shards.
+        rows_per_s: pictures a second of this run, those of earlier runs not counted.
+        seconds_left: estimate; None before the first shard.
+    """
+
+    rows_done: int
+    rows_total: int
+    rows_per_s: float
+    seconds_left: float | None
+
+
+_CLAIM_NAME = "plan.json"
+OnProgress = Callable[[Progress], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareOptions:
+    """What every kind of source has in common.
+
+    Attributes:
+        out: path or URI of the data set to make.
+        rows_per_shard: pictures a shard; 256 COCO pictures are about 40 MB.
+        max_rejected: largest share of pictures, and of objects, that may be rejected, 0..1; 1.0 accepts any.
+        seed: of the order in which pictures are written.
+        shuffle: write the pictures in mixed order; else by image id.
+        full_decode: decode every picture once to check it; else only its header is read.
+        max_pixels: reject pictures of more pixels, by their header.
+        address: of a Ray cluster; by default the job's own, or Ray on this machine.
+        num_cpus: CPUs to use when Ray is started on this machine; by default all.
+    """
+
+    out: str
+    rows_per_shard: int = 256
+    max_rejected: float = 0.01
+    seed: int = 0
+    shuffle: bool = True
+    full_decode: bool = True
+    max_pixels: int = decode.MAX_PIXELS
+    address: str | None = None
+    num_cpus: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the ranges.
+
+        Raises:
+            ValueError: a value is out of its range.
+        """
+        if self.rows_per_shard < 1:
+            raise ValueError(f"rows_per_shard is {self.rows_per_shard}, wanted >= 1: pictures a shard, such as 256")
+        if not 0 <= self.max_rejected <= 1:
+            raise ValueError(f"max_rejected is {self.max_rejected}, wanted a share from 0 to 1, such as 0.01")
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels is {self.max_pixels}, wanted >= 1, such as {decode.MAX_PIXELS}")
+        if self.num_cpus is not None and self.num_cpus < 1:
+            raise ValueError(f"num_cpus is {self.num_cpus}, wanted >= 1; leave it out to use all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareCoco(PrepareOptions):
+    """Prepare pictures with COCO annotations.
+
+    Attributes:
+        images: path or URI of the folder of pictures.
+        annotations: path or URI of the COCO JSON file; without annotations in it the pictures count as unlabelled.
+    """
+
+    images: str
+    annotations: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareImages(PrepareOptions):
+    """Prepare bare pictures, unlabelled.
+
+    Attributes:
+        images: path or URI of a folder, a glob, or a .txt list of names.
+    """
+
+    images: str
+
+
+PrepareConfig = PrepareCoco | PrepareImages
+
+
+class _Plan(NamedTuple):
+    task: ShardTask
+    parts: list[list[RawRow]]
+    filesystem: pafs.FileSystem
+    folder: str
+
+
+def run(
+    config: PrepareConfig, *, on_progress: OnProgress | None = None, faults: commit.Faults | None = None
+) -> manifests.Manifest:
+    """Make the data set, or finish it; where it is finished, only read its manifest.
+
+    Args:
+        config: a source and the options.
+        on_progress: called after each shard.
+        faults: fault points for tests; reached in the driver's own writes.
+
+    Returns:
+        The committed manifest.
+
+    Raises:
+        PlanConflictError: the output holds another data set; it was not touched.
+        RejectionBudgetError: too much was rejected; nothing was committed, the shards stay for the next run.
+        CommitConflictError: another run committed the same data set in the meantime.
+        ValueError: the source cannot be used; its subclasses say how.
+    """
+    index = _read_index(config)
+    if not index.rows_in:
+        raise ValueError("the source lists no pictures: give one that does")
+    filesystem, folder = storage.open_uri(config.out)
+    fingerprint = _fingerprint(config, index)
+    done = _committed(filesystem, folder, fingerprint)
+    if done is not None:
+        return done
+    task = ShardTask(storage.canonical_uri(config.out), index.images, fingerprint, _rules(config, index))
+    parts = source_index.split(index.rows, config.rows_per_shard, config.seed, config.shuffle)
+    plan = _Plan(task, parts, filesystem, folder)
+    _begin(plan, faults)
+    results = _make_shards(config, plan, index, on_progress)
+    lost = (*index.rejections, *(r for result in results for r in result.rejections))
+    _check_budget(lost, index.rows_in, index.instances_in, config.max_rejected)
+    draft = dataset_writer.Draft(
+        classes=index.classes,
+        shards=tuple(result.info for result in results),
+        rejections=lost,
+        rows_in=index.rows_in,
+        instances_in=index.instances_in,
+        source=_source(config, index),
+        fingerprint=fingerprint,
+    )
+    made = dataset_writer.commit_dataset(filesystem, folder, draft, faults)
+    _drop_plan(filesystem, folder)
+    return made
+
+
+def _read_index(config: PrepareConfig) -> Index:
+    if isinstance(config, PrepareImages):
+        return images.read_index(config.images)
+    filesystem, path = storage.open_uri(config.images)
+    if storage.is_local(filesystem) and not storage.is_folder(filesystem, path):
+        raise ValueError(f"there is no folder {config.images}: give the folder that holds the annotation's pictures")
+    return coco.read_index(config.images, config.annotations)
+
+
+def _rules(config: PrepareConfig, index: Index) -> check.Rules:
+    vocabulary = Vocabulary(
+        labels={c.id: label for label, c in enumerate(index.classes)},
+        num_keypoints=tuple(len(c.keypoints) for c in index.classes),
+    )
+    return check.Rules(vocabulary, index.labelled, config.max_pixels, config.full_decode)
+
+
+def _source(config: PrepareConfig, index: Index) -> dict[str, str]:
+    return {
+        "kind": index.kind,
+        "images": index.images,
+        **index.source,
+        "rows_per_shard": str(config.rows_per_shard),
+        "seed": str(config.seed),
+        "shuffle": str(config.shuffle),
+        "full_decode": str(config.full_decode),
+        "max_pixels": str(config.max_pixels),
+    }
+
+
+def _fingerprint(config: PrepareConfig, index: Index) -> str:
+    # max_rejected is left out: it decides whether to commit, not what.
+    identity = {**_source(config, index), "identity": index.identity, "schema": str(records.SCHEMA_VERSION)}
+    return commit.sha256_of(json.dumps(identity, sort_keys=True).encode())
+
+
+def _committed(filesystem: pafs.FileSystem, folder: str, fingerprint: str) -> manifests.Manifest | None:
+    if not storage.is_file(filesystem, storage.join(folder, manifests.FILE_NAME)):
+        return None
+    found = manifests.load_from(filesystem, folder)
+    if found.fingerprint != fingerprint:
+        raise PlanConflictError(
+            f"{folder} holds another data set (from {found.source.get('images', 'elsewhere')}, or made with other "
+            "settings) and was left as it is: choose another --out"
+        )
+    _drop_plan(filesystem, folder)  # a run may have died between its commit and this
+    return found
+
+
+def _begin(plan: _Plan, faults: commit.Faults | None) -> None:
+    filesystem, folder = plan.filesystem, plan.folder
+    _claim(filesystem, folder, plan.task.fingerprint, faults)
+    commit.sweep_temps(filesystem, folder)
+    commit.sweep_temps(filesystem, storage.join(folder, PLAN_FOLDER))
+    for number, rows in enumerate(plan.parts):
+        path = storage.join(folder, part_name(number))
+        if not storage.is_file(filesystem, path):  # whole if there: the claim above makes it this plan's
+            commit.write_file(filesystem, path, source_index.to_json(rows), faults=faults)
+
+
+def _claim(filesystem: pafs.FileSystem, folder: str, fingerprint: str, faults: commit.Faults | None) -> None:
+    first = storage.join(folder, dataset_writer.shard_name(0))
+    claim = storage.join(folder, PLAN_FOLDER, _CLAIM_NAME)
+    if storage.is_file(filesystem, first):
+        find_shard(filesystem, folder, 0, fingerprint)  # raises where it is another plan's
+    mine = json.dumps({"fingerprint": fingerprint}).encode()
+    if not storage.is_file(filesystem, claim):
+        try:
+            commit.write_file(filesystem, claim, mine, exclusive=True, faults=faults)
+        except commit.CommitConflictError:
+            pass  # another run claimed the folder in between; whose it is, the next line tells
+    if storage.read_bytes(filesystem, claim) != mine:
+        raise PlanConflictError(
+            f"{folder} holds the unfinished shards of another data set or of other settings, which were left as they "
+            "are: choose another --out, or remove that folder"
+        )
+
+
+def _make_shards(
+    config: PrepareConfig, plan: _Plan, index: Index, on_progress: OnProgress | None
+) -> list[ShardResult]:
+    started = time.monotonic()
+    results: dict[int, ShardResult] = {}
+    lost = list(index.rejections)
+    rows_done = rows_made = 0
+    total = len(index.rows)
+    with ray_session.ray_session(config.address, config.num_cpus):
+        ray_session.require_cpus(1, "preparing data")
+        for number, result in shard_runner.run_shards(plan.task, len(plan.parts)):
+            results[number] = result
+            lost.extend(result.rejections)
+            rows_done += len(plan.parts[number])
+            rows_made += 0 if result.was_there else len(plan.parts[number])
+            # Judged against the whole source, so what fails here would fail at the end too.
+            _check_budget(lost, index.rows_in, index.instances_in, config.max_rejected)
+            if on_progress is not None:
+                speed = rows_made / max(time.monotonic() - started, 1e-9)
+                on_progress(Progress(rows_done, total, speed, (total - rows_done) / speed if speed else None))
+    return [results[number] for number in range(len(plan.parts))]
+
+
+def _check_budget(
+    lost: Sequence[rejections.Rejection], rows_in: int, instances_in: int, allowed: float
+) -> None:
+    rows = sum(r.is_row for r in lost)
+    instances = sum(r.instances for r in lost)
+    for what, count, total in (("pictures", rows, rows_in), ("objects", instances, instances_in)):
+        if count > allowed * total:
+            raise RejectionBudgetError(
+                f"{count} of {total} {what} were rejected so far, more than the share {allowed:g} allowed: "
+                f"{rejections.summary(lost)}; correct the source, or accept them with --max-rejected 1.0"
+            )
+
+
+def _drop_plan(filesystem: pafs.FileSystem, folder: str) -> None:
+    path = storage.join(folder, PLAN_FOLDER)
+    if storage.is_folder(filesystem, path):
+        filesystem.delete_dir(path)

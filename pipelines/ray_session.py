@@ -1,0 +1,75 @@
+"""Ray for the length of a `with` block: the one that runs already, a cluster by address, or a local one of our own."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import ray
+
+
+class RayError(ValueError):
+    """Ray cannot be reached or is too small; the message is one line that says what to do."""
+
+
+@contextmanager
+def ray_session(
+    address: str | None = None, num_cpus: int | None = None, object_store_memory: int | None = None
+) -> Iterator[None]:
+    """Use Ray inside the block, and shut down what this call started.
+
+    Where the process is connected already, that connection is used and left as it is.
+
+    Args:
+        address: of a cluster ("auto", "host:6379"); None takes the environment's RAY_ADDRESS, as inside a submitted
+            job, and otherwise starts Ray on this machine alone.
+        num_cpus: CPUs of a local Ray; None takes all of the machine's.
+        object_store_memory: bytes of a local Ray's object store; None leaves it to Ray.
+
+    Raises:
+        RayError: no cluster at the address.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    address = address or os.environ.get("RAY_ADDRESS")
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    try:
+        if address and address != "local":
+            ray.init(address=address, **quiet)
+        else:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=object_store_memory,
+                include_dashboard=False,
+                **quiet,
+            )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise RayError(
+            f"cannot use Ray at {address or 'this machine'}: {reason}; start a cluster, or leave the address out"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def require_cpus(number: float, what: str) -> None:
+    """Refuse work that the connected cluster can never start, which Ray itself would wait for without end.
+
+    Args:
+        number: CPUs wanted at the same time.
+        what: that wants them, for the message.
+
+    Raises:
+        RayError: the cluster has fewer.
+    """
+    have = float(ray.cluster_resources().get("CPU", 0.0))
+    if have < number:
+        raise RayError(
+            f"{what} needs {number:g} CPUs and this Ray cluster has {have:g}: ask for fewer workers, or add nodes"
+        )

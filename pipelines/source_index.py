@@ -1,0 +1,107 @@
+"""What a source says it holds, before any picture is read: raw rows, in a fixed order, cut into shards."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from pipelines.manifest import ClassInfo
+from pipelines.rejections import Rejection
+
+_MAX_ID = 2**63 - 1
+_MAX_EXACT_FLOAT = 2**53
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """One picture as the source lists it; nothing in it is to be trusted but `image_id`.
+
+    Attributes:
+        image_id: unique within the index.
+        file_name: as given; any value.
+        height: pixels as given; any value, None where the source does not say.
+        width: pixels as given; any value, None where the source does not say.
+        annotations: the source's objects of this picture, raw.
+    """
+
+    image_id: int
+    file_name: object
+    height: object
+    width: object
+    annotations: Sequence[Mapping[str, object]]
+
+
+@dataclass(frozen=True)
+class Index:
+    """A source's list of pictures and objects.
+
+    Attributes:
+        kind: "coco" or "images".
+        images: URI of the folder that file names are relative to.
+        classes: in ascending category id, which is the order of labels.
+        rows: pictures with a usable, unique id.
+        rejections: pictures and objects that belong to no such row.
+        labelled: whether somebody looked for objects.
+        identity: sha256 of what was listed.
+        source: for the manifest: where it came from.
+    """
+
+    kind: str
+    images: str
+    classes: tuple[ClassInfo, ...]
+    rows: tuple[RawRow, ...]
+    rejections: tuple[Rejection, ...]
+    labelled: bool
+    identity: str
+    source: Mapping[str, str]
+
+    @property
+    def rows_in(self) -> int:
+        """Pictures listed, unusable ones included."""
+        return len(self.rows) + sum(r.is_row for r in self.rejections)
+
+    @property
+    def instances_in(self) -> int:
+        """Objects listed, orphans included."""
+        return sum(len(row.annotations) for row in self.rows) + sum(r.instances for r in self.rejections)
+
+
+def as_id(value: object) -> int | None:
+    """A 64-bit integer id, also from a float that is whole; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT_FLOAT:
+        return int(value)
+    return value if isinstance(value, int) and -_MAX_ID <= value <= _MAX_ID else None
+
+
+def split(rows: Sequence[RawRow], rows_per_shard: int, seed: int, shuffle: bool) -> list[list[RawRow]]:
+    """Rows cut into shards, in an order that depends on their ids and the seed alone.
+
+    Args:
+        rows: in any order.
+        rows_per_shard: of every shard but the last, >= 1.
+        seed: of the shuffle.
+        shuffle: mix the pictures, so that neighbours in a shard are strangers; else ascending image id.
+    """
+
+    def place(row: RawRow) -> tuple[bytes, int]:
+        # A hash, not a generator: the order must not change with the version of a library.
+        mixed = hashlib.sha256(f"{seed}:{row.image_id}".encode()).digest() if shuffle else b""
+        return mixed, row.image_id
+
+    ordered = sorted(rows, key=place)
+    return [ordered[i : i + rows_per_shard] for i in range(0, len(ordered), rows_per_shard)]
+
+
+def to_json(rows: Sequence[RawRow]) -> bytes:
+    """Rows as JSON, for the worker that makes their shard; NaN and huge numbers pass unchanged."""
+    listed = [[r.image_id, r.file_name, r.height, r.width, list(r.annotations)] for r in rows]
+    return json.dumps(listed, separators=(",", ":")).encode()
+
+
+def from_json(data: bytes) -> list[RawRow]:
+    """The rows that `to_json` wrote."""
+    return [RawRow(*row) for row in json.loads(data)]

@@ -1,0 +1,119 @@
+"""Files behind a path or a URI: local folders and object stores through one small set of functions.
+
+Everything else in `pipelines` names files by URI and opens them here, so that no other module knows what kind of store it is on.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path, PurePosixPath
+
+import pyarrow as pa
+from pyarrow import fs as pafs
+
+
+class StorageError(ValueError):
+    """A path or URI that cannot be used; the message is one line that says what to do."""
+
+
+def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Resolve a local path or a URI.
+
+    Args:
+        uri: a local path (relative ones are taken from the working directory, `~` is expanded), `file://...`, or an
+            object-store URI that pyarrow knows (`s3://`, `gs://`, `abfs://`, `hdfs://`).
+
+    Returns:
+        The file system and the path inside it, without a trailing slash.
+
+    Raises:
+        StorageError: the text is empty, holds a NUL, or is a URI of a scheme that pyarrow cannot open.
+    """
+    if not uri or "\0" in uri:
+        raise StorageError(
+            f"cannot open {uri!r}: it is not a path or URI; give a folder such as out/train or s3://bucket/train"
+        )
+    if "://" not in uri:
+        return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except (pa.ArrowException, OSError, NotImplementedError, ValueError) as error:
+        raise StorageError(
+            f"cannot open {uri!r}: {_first_line(error)}; give a local path or a URI such as s3://bucket/folder"
+        ) from error
+    return filesystem, path.rstrip("/") or path
+
+
+def canonical_uri(uri: str) -> str:
+    """The same place written one way: absolute local paths, URIs without a trailing slash."""
+    if "://" in uri:
+        return uri.rstrip("/")
+    return open_uri(uri)[1]
+
+
+def is_local(filesystem: pafs.FileSystem) -> bool:
+    """Whether paths of this file system are paths of this machine's kernel (so that fsync and memory maps work)."""
+    return isinstance(filesystem, pafs.LocalFileSystem)
+
+
+def join(folder: str, *names: str) -> str:
+    """A path below `folder`, with forward slashes, as pyarrow's file systems want it."""
+    return str(PurePosixPath(folder, *names))
+
+
+def is_file(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether a plain file is there."""
+    return bool(filesystem.get_file_info(path).type == pafs.FileType.File)
+
+
+def is_folder(filesystem: pafs.FileSystem, path: str) -> bool:
+    """Whether a folder is there; in an object store, whether any object lies below the prefix."""
+    return bool(filesystem.get_file_info(path).type == pafs.FileType.Directory)
+
+
+def make_folder(filesystem: pafs.FileSystem, path: str) -> None:
+    """Create a folder and its parents; nothing happens where it exists.
+
+    Raises:
+        StorageError: the folder cannot be created.
+    """
+    try:
+        filesystem.create_dir(path, recursive=True)
+    except OSError as error:
+        raise StorageError(
+            f"cannot create the folder {path}: {_first_line(error)}; choose one that can be written"
+        ) from error
+
+
+def read_bytes(filesystem: pafs.FileSystem, path: str) -> bytes:
+    """The whole content of a file.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        OSError: the store failed.
+    """
+    with filesystem.open_input_file(path) as stream:
+        return bytes(stream.read())
+
+
+def list_files(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = False) -> list[pafs.FileInfo]:
+    """The plain files of a folder, sorted by path.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+    """
+    found = filesystem.get_file_info(pafs.FileSelector(folder, recursive=recursive))
+    return sorted(
+        (info for info in found if info.type == pafs.FileType.File), key=lambda info: str(info.path)
+    )
+
+
+def delete_file(filesystem: pafs.FileSystem, path: str) -> None:
+    """Delete one file; nothing happens where there is none."""
+    try:
+        filesystem.delete_file(path)
+    except FileNotFoundError:
+        return
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

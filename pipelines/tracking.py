@@ -1,0 +1,110 @@
+"""Tracking with MLflow: one run for a training and all its restarts. Failures of the tracker never stop a run."""
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+_LOG = logging.getLogger(__name__)
+_EXPERIMENT = "maskray"
+_SQLITE = "sqlite:///"
+_PARAM_LIMIT = 6000  # characters of a value that every MLflow store accepts
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names, the same that the command line uses."""
+    flat: dict[str, str] = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, f"{prefix}{name}."))
+        else:
+            flat[f"{prefix}{name}"] = str(value)[:_PARAM_LIMIT]
+    return flat
+
+
+class Tracker:
+    """One MLflow run.
+
+    Attributes:
+        uri: the tracking server or database.
+        run_id: the run's id, empty where tracking failed to start.
+    """
+
+    def __init__(self, uri: str, run_id: str | None, name: str) -> None:
+        """Start a run, or go on with `run_id`.
+
+        Args:
+            uri: tracking server, ``sqlite:///...`` database, or empty for MLflow's own default.
+            run_id: a run to go on with.
+            name: of a new run.
+        """
+        self.uri, self.run_id, self._client = uri, run_id or "", None
+
+        def start() -> None:
+            # Imported here: it takes seconds, and only a driver that tracks needs it.
+            logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+            logging.getLogger("alembic").setLevel(logging.WARNING)
+            from mlflow.tracking import MlflowClient
+
+            client: Any = MlflowClient(tracking_uri=uri or None)
+            if not self.run_id:
+                found = client.get_experiment_by_name(_EXPERIMENT)
+                # Beside a local database rather than in the working directory.
+                place = str(Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts") if uri.startswith(_SQLITE) else None
+                experiment = found.experiment_id if found else client.create_experiment(_EXPERIMENT, place)
+                self.run_id = client.create_run(experiment, run_name=name).info.run_id
+            else:
+                client.update_run(self.run_id, status="RUNNING")
+            self._client = client
+
+        self._guard("start", start)
+
+    def _guard(self, what: str, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Exception as error:
+            # Whatever a tracking server does must not cost the training that reports to it.
+            _LOG.warning("tracking: could not %s (%s); the run goes on untracked there", what, error)
+
+    def parameters(self, config: Mapping[str, Any]) -> None:
+        """Log nested settings once."""
+
+        def log(client: Any) -> None:
+            from mlflow.entities import Param
+
+            rows = [Param(name, value) for name, value in flatten(config).items()]
+            for first in range(0, len(rows), 100):
+                client.log_batch(self.run_id, params=rows[first : first + 100])
+
+        self._with_client("log parameters", log)
+
+    def metrics(self, values: Mapping[str, float], step: int) -> None:
+        """Log numbers at a step."""
+
+        def log(client: Any) -> None:
+            from mlflow.entities import Metric
+
+            now = int(time.time() * 1000)
+            client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+
+        self._with_client("log metrics", log)
+
+    def history(self, name: str) -> list[tuple[int, float]]:
+        """(step, value) of a metric over all restarts, in order."""
+        rows: list[tuple[int, float]] = []
+
+        def read(client: Any) -> None:
+            rows.extend((row.step, row.value) for row in client.get_metric_history(self.run_id, name))
+
+        self._with_client("read metrics", read)
+        return sorted(dict(rows).items())
+
+    def finish(self, status: str) -> None:
+        """Close the run as FINISHED, FAILED or KILLED."""
+        self._with_client("finish", lambda client: client.set_terminated(self.run_id, status=status))
+
+    def _with_client(self, what: str, action: Callable[[Any], None]) -> None:
+        client = self._client
+        if client is not None:
+            self._guard(what, lambda: action(client))

@@ -1,0 +1,235 @@
+"""The train command: checks a run against its data, starts the workers with Ray Train, and tracks them."""
+
+import dataclasses
+import json
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ray
+import torch
+
+from model.config import override, to_dict
+from pipelines import checkpoints, commit, storage
+from pipelines.config import TrainConfig
+from pipelines.loop import Job, Place, fit
+from pipelines.manifest import ClassInfo, Manifest
+from pipelines.progress import Progress
+from pipelines.ray_session import ray_session, require_cpus
+from pipelines.tracking import Tracker
+
+_RUN_FILE = "run.json"
+_POLL_S = 0.5
+
+
+class RunConflictError(ValueError):
+    """The output folder holds another run, or the data do not fit together."""
+
+
+class TrainResult(NamedTuple):
+    """What a training made.
+
+    Attributes:
+        checkpoint: URI of the final checkpoint.
+        tracking_uri: where its metrics are.
+        tracking_run: id of the MLflow run.
+    """
+
+    checkpoint: str
+    tracking_uri: str
+    tracking_run: str
+
+
+def _classes_of(config: TrainConfig, manifests: Mapping[str, Manifest]) -> tuple[ClassInfo, ...]:
+    """The classes all training sets share."""
+    first = manifests[config.train[0]].classes
+    for uri in config.train[1:]:
+        if manifests[uri].classes != first:
+            raise RunConflictError(
+                f"{uri} has the classes {list(manifests[uri].names)}, {config.train[0]} has "
+                f"{[info.name for info in first]}: training sets must share ids and names of their classes"
+            )
+    if config.val and Manifest.load(config.val).classes != first:
+        raise RunConflictError(f"{config.val} has other classes than {config.train[0]}: evaluate on matching data")
+    return first
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found = []
+    for name in sorted(old.keys() | new.keys()):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += _differences(before, after, f"{prefix}{name}.")
+        elif before != after:
+            found.append(f"{prefix}{name} was {before!r}, is {after!r}")
+    return found
+
+
+def _claim(config: TrainConfig, manifests: Mapping[str, Manifest]) -> tuple[str, dict[str, Any]]:
+    """Make the folder this run's, or find that it is already; returns the run's identity and what is on file."""
+    identity = {"config": config.identity(), "data": [manifests[uri].hash for uri in config.train]}
+    filesystem, folder = storage.open_uri(config.out)
+    path = storage.join(folder, _RUN_FILE)
+    body = {"kind": "run", "identity": identity, "train": list(config.train), "tracking": {}}
+    if not storage.is_file(filesystem, path):
+        if storage.is_folder(filesystem, folder) and storage.list_files(filesystem, folder):
+            raise RunConflictError(f"{config.out} holds other files and no training run: choose another --out")
+        commit.write_file(filesystem, path, json.dumps(body, indent=1).encode(), exclusive=True)
+        return path, body
+    try:
+        found: dict[str, Any] = json.loads(storage.read_bytes(filesystem, path))
+        differences = _differences(found["identity"], identity)
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunConflictError(f"{path} is damaged ({error}): choose another --out") from error
+    if differences:
+        raise RunConflictError(
+            f"{config.out} holds a run with other settings ({'; '.join(differences[:5])}"
+            f"{' ...' if len(differences) > 5 else ''}): repeat its command to go on with it, or choose another --out"
+        )
+    return path, found
+
+
+def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tuple[ClassInfo, ...]]:
+    """Check the run against its data and fit the number of classes to them.
+
+    Raises:
+        RunConflictError: data sets that do not share their classes, or an `init` checkpoint of other classes.
+        ValueError: no training set, or no output folder.
+        ManifestError: a data set that is not one.
+    """
+    for name in ("train", "out"):
+        if not getattr(config, name):
+            raise ValueError(f"training needs --{name}: give {'prepared data sets' if name == 'train' else 'a folder'}")
+    manifests = {uri: Manifest.load(uri) for uri in config.train}
+    classes = _classes_of(config, manifests)
+    if config.init:
+        known = checkpoints.load(config.init).classes
+        if known != classes:
+            raise RunConflictError(
+                f"the checkpoint {config.init} has the classes {[info.name for info in known]}, the data "
+                f"{[info.name for info in classes]}: train on data with the checkpoint's classes, or leave out --init"
+            )
+    return override(config, "detector.num_classes", len(classes)), manifests, classes
+
+
+@ray.remote(num_cpus=0)
+class _Inbox:
+    """Collects the workers' metrics until the driver fetches them."""
+
+    def __init__(self) -> None:
+        self._rows: list[dict[str, float]] = []
+
+    def put(self, row: dict[str, float]) -> None:
+        """Take one row."""
+        self._rows.append(row)
+
+    def drain(self) -> list[dict[str, float]]:
+        """Give all rows and forget them."""
+        rows, self._rows = self._rows, []
+        return rows
+
+
+def train_worker(raw: dict[str, Any]) -> None:
+    """One training worker of Ray Train."""
+    import ray.train.torch
+
+    job = Job.from_dict(raw["job"])
+    context = ray.train.get_context()
+    torch.set_num_threads(job.config.execution.cpus_per_worker)
+    device = ray.train.torch.get_device()
+    fit(job, Place(context.get_world_rank(), context.get_world_size(), device), raw["inbox"].put.remote)
+
+
+class _Follower(threading.Thread):
+    """Passes the workers' metrics on to the tracker and to the progress line while Ray Train runs."""
+
+    def __init__(self, inbox: Any, tracker: Tracker, progress: Progress) -> None:
+        super().__init__(daemon=True, name="metrics")
+        self._inbox, self._tracker, self._progress = inbox, tracker, progress
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        while not self._stop_asked.wait(_POLL_S):
+            self._pass_on()
+        self._pass_on()
+        self._progress.close()
+
+    def _pass_on(self) -> None:
+        try:
+            rows = ray.get(self._inbox.drain.remote(), timeout=30)
+        except ray.exceptions.RayError:
+            return  # the cluster is going down; what ended the training is raised elsewhere
+        for row in rows:
+            step = int(row.pop("step"))
+            self._tracker.metrics(row, step)
+            self._progress.update(step, f"loss {row['loss/total']:.3f}  {row['pictures_per_s']:.1f} pictures/s")
+
+    def finish(self) -> None:
+        """Pass on what is left and stop."""
+        self._stop_asked.set()
+        self.join()
+
+
+def run(config: TrainConfig) -> TrainResult:
+    """Train until the last step and commit its checkpoint; the same call goes on where an earlier one stopped.
+
+    Raises:
+        ValueError: the configuration, the data or the cluster do not fit; the message says what to do.
+        TrainingError: the workers failed.
+    """
+    config, manifests, classes = resolve(config)
+    config = dataclasses.replace(config, out=storage.canonical_uri(config.out))
+    path, on_file = _claim(config, manifests)
+    last = checkpoints.latest(config.out)
+    done = last.step if last else 0
+    tracker = Tracker(config.tracking_uri, on_file["tracking"].get("run_id"), config.out.rsplit("/", 1)[-1])
+    if not on_file["tracking"]:
+        tracker.parameters({**to_dict(config), "data": {str(i): m.hash for i, m in enumerate(manifests.values())}})
+        on_file["tracking"] = {"uri": config.tracking_uri, "run_id": tracker.run_id}
+        commit.write_file(storage.open_uri(config.out)[0], path, json.dumps(on_file, indent=1).encode())
+    status = "FAILED"
+    try:
+        if done < config.optim.steps:
+            _train(config, classes, tracker, done)
+        status = "FINISHED"
+    except KeyboardInterrupt:
+        status = "KILLED"
+        raise
+    finally:
+        tracker.finish(status)
+    return TrainResult(checkpoints.load(config.out).uri, tracker.uri, tracker.run_id)
+
+
+def _train(config: TrainConfig, classes: tuple[ClassInfo, ...], tracker: Tracker, done: int) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    execution = config.execution
+    cpus = execution.workers * execution.cpus_per_worker
+    with ray_session(execution.address or None):
+        require_cpus(cpus, f"training with {execution.workers} workers of {execution.cpus_per_worker} CPUs")
+        inbox = _Inbox.remote()
+        follower = _Follower(inbox, tracker, Progress("train", config.optim.steps, "steps", done))
+        job = {"config": to_dict(config), "classes": [dataclasses.asdict(info) for info in classes]}
+        trainer = TorchTrainer(
+            train_worker,
+            train_loop_config={"job": job, "inbox": inbox},
+            scaling_config=ScalingConfig(
+                num_workers=execution.workers,
+                use_gpu=execution.gpu,
+                resources_per_worker={"CPU": execution.cpus_per_worker, **({"GPU": 1} if execution.gpu else {})},
+            ),
+            run_config=RunConfig(
+                # Ray keeps its own state per attempt; what a run continues from are our checkpoints alone.
+                name=f"attempt-{time.time_ns()}",
+                storage_path=f"{config.out}/ray",
+                failure_config=FailureConfig(max_failures=execution.max_failures),
+            ),
+        )
+        follower.start()
+        try:
+            trainer.fit()
+        finally:
+            follower.finish()
+
