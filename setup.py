@@ -14,7 +14,7 @@ from torch.utils.cpp_extension import CUDA_HOME, BuildExtension, CppExtension, C
 
 ROOT = Path(__file__).parent
 DEFAULT_ARCHS = "8.0 8.6 8.9 9.0 10.0 12.0+PTX"
-# The oldest torch the wheel serves: 2.11, in the form of TORCH_VERSION_2_11_0. Py_LIMITED_API is CPython 3.10.
+# The oldest torch the wheel serves, 2.11 (TORCH_VERSION_2_11_0), and the oldest Python, 3.10.
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030A0000"]
 # Bits must not depend on the SIMD variant: no -ffast-math, no contraction into fused multiply-adds.
 EXACT = ["-fno-math-errno", "-ffp-contract=off"]
@@ -30,7 +30,8 @@ def extension() -> CppExtension:
     cxx = ["-std=c++17", "-O3", "-fvisibility=hidden", "-Wall", "-Wno-psabi", *EXACT, *DEFINES]
     link: list[str] = []
     if os.environ.get("MASKRAY_SANITIZE") == "1":
-        sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-fno-omit-frame-pointer"]
+        sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        cxx += ["-g", "-fno-omit-frame-pointer"]
         cxx += sanitizers
         link += sanitizers
     files = [*sources("", ".cpp"), *sources("cpu", ".cpp")]

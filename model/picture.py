@@ -66,7 +66,8 @@ def tight_hw(sizes_hw: Sequence[tuple[int, int]], config: PictureConfig) -> tupl
 def pad(pictures: Sequence[Tensor], size_hw: tuple[int, int]) -> Images:
     """Pictures [3, h, w] padded at the bottom and right with zeros to one batch of `size_hw`, channels last."""
     first = pictures[0]
-    batch = torch.zeros(len(pictures), 3, *size_hw, dtype=first.dtype, memory_format=torch.channels_last)
+    shape = (len(pictures), 3, *size_hw)
+    batch = torch.empty(shape, dtype=first.dtype, memory_format=torch.channels_last).zero_()
     for slot, picture in zip(batch, pictures, strict=True):
         slot[:, : picture.shape[1], : picture.shape[2]] = picture
     sizes = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64)

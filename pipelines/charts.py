@@ -8,8 +8,8 @@ from typing import NamedTuple
 Point = tuple[float, float]
 
 NUM_COLOURS = 8
-_WIDTH, _HEIGHT = 640, 320
-_LEFT, _RIGHT, _TOP, _BOTTOM = 58, 24, 12, 44
+_WIDTH, _HEIGHT = 480, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 70, 24, 12, 44
 _MOST_POINTS = 300
 
 

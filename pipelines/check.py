@@ -1,7 +1,7 @@
-"""The gate of the data: one raw picture with its objects becomes a `Record`, or a `Rejection` that says why not.
+"""The gate of the data: a raw picture with its objects becomes a `Record`, or a `Rejection` that says why.
 
-Pure functions of their arguments: no file, no clock, no Ray. A bad picture rejects its row; a bad object is set aside
-alone.
+Pure functions of their arguments: no file, no clock, no Ray. A bad picture rejects its row; a bad object is
+set aside alone.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import unicodedata
 from dataclasses import dataclass
 
 from pipelines import commit, decode
-from pipelines.check_instance import InstanceFault, Vocabulary, check_instance
+from pipelines.check_instance import InstanceError, Vocabulary, check_instance
 from pipelines.records import Instance, Record
 from pipelines.rejections import Reason, Rejection, shown
 from pipelines.source_index import RawRow, as_id
@@ -109,7 +109,7 @@ def _with_instances(row: RawRow, data: bytes, header: decode.Header, rules: Rule
     for raw in row.annotations:
         try:
             kept.append(check_instance(raw, header.height, header.width, rules.vocabulary))
-        except InstanceFault as fault:
+        except InstanceError as fault:
             instance_id = as_id(raw.get("id")) if isinstance(raw, dict) else None
             rejections.append(
                 Rejection(
@@ -139,7 +139,11 @@ def _with_instances(row: RawRow, data: bytes, header: decode.Header, rules: Rule
 def _name_shown(row: RawRow) -> str:
     # Plain names are shown as they are, so that they can be found; anything odd is escaped.
     name = row.file_name
-    return name if isinstance(name, str) and name.isascii() and name.isprintable() and len(name) < 200 else shown(name)
+    return (
+        name
+        if isinstance(name, str) and name.isascii() and name.isprintable() and len(name) < 200
+        else shown(name)
+    )
 
 
 def _name_problem(name: object) -> str | None:

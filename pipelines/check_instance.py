@@ -30,7 +30,7 @@ class Vocabulary:
     num_keypoints: tuple[int, ...]
 
 
-class InstanceFault(ValueError):
+class InstanceError(ValueError):
     """One object cannot be used.
 
     Attributes:
@@ -55,16 +55,16 @@ def check_instance(raw: object, height: int, width: int, vocabulary: Vocabulary)
         vocabulary: the classes.
 
     Raises:
-        InstanceFault: any field cannot be used.
+        InstanceError: any field cannot be used.
     """
     if not isinstance(raw, Mapping):
-        raise InstanceFault(Reason.BAD_INSTANCE_ID, "annotation", shown(raw))
+        raise InstanceError(Reason.BAD_INSTANCE_ID, "annotation", shown(raw))
     instance_id = as_id(raw.get("id"))
     if instance_id is None:
-        raise InstanceFault(Reason.BAD_INSTANCE_ID, "id", shown(raw.get("id")))
+        raise InstanceError(Reason.BAD_INSTANCE_ID, "id", shown(raw.get("id")))
     category = as_id(raw.get("category_id"))
     if category is None or category not in vocabulary.labels:
-        raise InstanceFault(Reason.UNKNOWN_CATEGORY, "category_id", shown(raw.get("category_id")))
+        raise InstanceError(Reason.UNKNOWN_CATEGORY, "category_id", shown(raw.get("category_id")))
     label = vocabulary.labels[category]
     box = _box(raw.get("bbox"), height, width)
     polygons, rle = _segmentation(raw.get("segmentation"), height, width)
@@ -94,14 +94,16 @@ def _number(value: object) -> float | None:
 def _box(raw: object, height: int, width: int) -> tuple[float, float, float, float]:
     numbers = [_number(v) for v in raw] if isinstance(raw, list | tuple) and len(raw) == 4 else []
     if len(numbers) != 4 or any(n is None for n in numbers):
-        raise InstanceFault(Reason.BAD_BOX, "bbox", f"{shown(raw)}, wanted four finite numbers x, y, w, h")
+        raise InstanceError(Reason.BAD_BOX, "bbox", f"{shown(raw)}, wanted four finite numbers x, y, w, h")
     x, y, w, h = (float(n) for n in numbers if n is not None)
     if w <= 0 or h <= 0 or x + w <= x or y + h <= y:
-        raise InstanceFault(Reason.BAD_BOX, "bbox", f"{shown(raw)}, wanted a positive width and height")
+        raise InstanceError(Reason.BAD_BOX, "bbox", f"{shown(raw)}, wanted a positive width and height")
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        raise InstanceFault(Reason.BAD_BOX, "bbox", f"{shown(raw)} lies outside of the picture of {height}x{width}")
+        raise InstanceError(
+            Reason.BAD_BOX, "bbox", f"{shown(raw)} lies outside of the picture of {height}x{width}"
+        )
     if x < -width or y < -height or x + w > 2 * width or y + h > 2 * height:
-        raise InstanceFault(Reason.BAD_BOX, "bbox", f"{shown(raw)} reaches far outside of {height}x{width}")
+        raise InstanceError(Reason.BAD_BOX, "bbox", f"{shown(raw)} reaches far outside of {height}x{width}")
     return x, y, x + w, y + h
 
 
@@ -110,20 +112,18 @@ def _area(raw: object, box: tuple[float, float, float, float]) -> float:
         return (box[2] - box[0]) * (box[3] - box[1])
     number = _number(raw)
     if number is None or number < 0:
-        raise InstanceFault(Reason.BAD_AREA, "area", f"{shown(raw)}, wanted a finite number >= 0")
+        raise InstanceError(Reason.BAD_AREA, "area", f"{shown(raw)}, wanted a finite number >= 0")
     return number
 
 
 def _flag(raw: Mapping[str, object], field: str) -> bool:
     value = raw.get(field, 0)
     if not isinstance(value, int) or value not in (0, 1):
-        raise InstanceFault(Reason.BAD_FLAG, field, f"{shown(value)}, wanted 0 or 1")
+        raise InstanceError(Reason.BAD_FLAG, field, f"{shown(value)}, wanted 0 or 1")
     return bool(value)
 
 
-def _segmentation(
-    raw: object, height: int, width: int
-) -> tuple[tuple[FloatArray, ...] | None, bytes | None]:
+def _segmentation(raw: object, height: int, width: int) -> tuple[tuple[FloatArray, ...] | None, bytes | None]:
     if raw is None or raw == []:  # data sets of boxes alone
         return None, None
     try:
@@ -131,7 +131,7 @@ def _segmentation(
             return None, _rle(raw, height, width)
         return masks.validate_polygons(raw, height, width), None
     except masks.MaskError as error:
-        raise InstanceFault(Reason.BAD_SEGMENTATION, "segmentation", str(error)) from error
+        raise InstanceError(Reason.BAD_SEGMENTATION, "segmentation", str(error)) from error
 
 
 def _rle(raw: Mapping[str, object], height: int, width: int) -> bytes:
@@ -148,19 +148,25 @@ def _keypoints(raw: object, expected: int, height: int, width: int) -> npt.NDArr
     if raw is None:
         return None
     if not isinstance(raw, list | tuple) or len(raw) % 3 or len(raw) > 3 * _MAX_KEYPOINTS:
-        raise InstanceFault(Reason.BAD_KEYPOINTS, "keypoints", f"{shown(raw)}, wanted a list of x, y, v")
+        raise InstanceError(Reason.BAD_KEYPOINTS, "keypoints", f"{shown(raw)}, wanted a list of x, y, v")
     if expected and len(raw) != 3 * expected:
-        raise InstanceFault(
-            Reason.BAD_KEYPOINTS, "keypoints", f"{len(raw)} values, wanted 3 x {expected} as the category names"
+        raise InstanceError(
+            Reason.BAD_KEYPOINTS,
+            "keypoints",
+            f"{len(raw)} values, wanted 3 x {expected} as the category names",
         )
     numbers = [_number(v) for v in raw]
     if any(n is None for n in numbers):
-        raise InstanceFault(Reason.BAD_KEYPOINTS, "keypoints", f"{shown(raw)}, wanted finite numbers")
+        raise InstanceError(Reason.BAD_KEYPOINTS, "keypoints", f"{shown(raw)}, wanted finite numbers")
     points = np.array(numbers, np.float64).reshape(-1, 3)
     if not np.isin(points[:, 2], (0, 1, 2)).all():
-        raise InstanceFault(Reason.BAD_KEYPOINTS, "keypoints", f"v in {shown(raw)}, wanted 0, 1 or 2")
+        raise InstanceError(Reason.BAD_KEYPOINTS, "keypoints", f"v in {shown(raw)}, wanted 0, 1 or 2")
     near = (np.abs(points[:, 0]) <= 2 * width) & (np.abs(points[:, 1]) <= 2 * height)
     if not near[points[:, 2] > 0].all():
-        raise InstanceFault(Reason.BAD_KEYPOINTS, "keypoints", f"{shown(raw)} reaches far outside of {height}x{width}")
-    points[(points[:, 2] == 0) & ~near, :2] = 0  # unlabelled points have no place; a huge one would overflow float32
+        raise InstanceError(
+            Reason.BAD_KEYPOINTS, "keypoints", f"{shown(raw)} reaches far outside of {height}x{width}"
+        )
+    points[(points[:, 2] == 0) & ~near, :2] = (
+        0  # unlabelled points have no place; a huge one would overflow float32
+    )
     return points.astype(np.float32) if len(points) else None

@@ -1,7 +1,8 @@
 """How a file comes to be: all of it or none of it, also when the machine dies in between.
 
-On a local or network file system: temporary name in the same folder, flush, fsync, rename, fsync of the folder. In an
-object store one PUT is atomic already. Every file that maskray writes for others to read goes through `write_file`.
+On a local or network file system: temporary name in the same folder, flush, fsync, rename, fsync of the
+folder. In an object store one PUT is atomic already. Every file that maskray writes for others to read goes
+through `write_file`.
 """
 
 from __future__ import annotations
@@ -95,8 +96,8 @@ def write_file(
 def sweep_temps(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     """Delete what killed writers left in a folder.
 
-    A temporary file goes when its writer, a process of this host, is dead, or when it is a day old: a live writer's
-    file stays. Object stores have none.
+    A temporary file goes when its writer, a process of this host, is dead, or when it is a day old: a live
+    writer's file stays. Object stores have none.
 
     Returns:
         The names deleted.
@@ -169,7 +170,7 @@ def _sync_folder(folder: Path) -> None:
 
 def _conflict(path: str) -> CommitConflictError:
     return CommitConflictError(
-        f"{path} exists already: another run committed it first and it was left as it is; choose another --out"
+        f"{path} exists already: another run committed it first and it was left alone; choose another --out"
     )
 
 

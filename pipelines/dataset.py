@@ -1,4 +1,4 @@
-"""Reading a committed data set: any record by its global index, and the sizes of all without opening a picture."""
+"""Reading a committed data set: any record by its global index, and all sizes without opening a picture."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ class DatasetError(ValueError):
 class Dataset:
     """A committed data set, for random access.
 
-    Local shards are memory-mapped, remote ones read whole and the last two kept. Each shard's length, hash, schema and
-    inner consistency are checked when it is first opened.
+    Local shards are memory-mapped, remote ones read whole and the last two kept. Each shard's length, hash,
+    schema and inner consistency are checked when it is first opened.
 
     Attributes:
         uri: as given.
@@ -45,7 +45,8 @@ class Dataset:
         image_ids: int64 [N].
         sizes_hw: int32 [N, 2], (height, width) in pixels after EXIF orientation.
         labelled: bool [N].
-        label_offsets: int64 [N + 1]; record i has the labels `labels[label_offsets[i] : label_offsets[i + 1]]`.
+        label_offsets: int64 [N + 1]; record i has the labels `labels[label_offsets[i] : label_offsets[i +
+            1]]`.
         labels: int32 [all objects that are not crowds].
     """
 
@@ -145,7 +146,7 @@ class Dataset:
             ) from error
         if buffer.size != info.bytes:
             raise DatasetError(
-                f"{path} has {buffer.size} bytes, the manifest says {info.bytes}: it was cut or replaced; prepare again"
+                f"{path} has {buffer.size} bytes, the manifest says {info.bytes}: it was cut; prepare again"
             )
         if self._verify and hashlib.sha256(buffer).hexdigest() != info.sha256:
             raise DatasetError(

@@ -1,4 +1,4 @@
-"""Writing a data set: shards in any order by anyone, then index, rejections and, last of all, the manifest."""
+"""Writing a data set: shards in any order by anyone, then index, rejections and, last, the manifest."""
 
 from __future__ import annotations
 
@@ -134,11 +134,7 @@ def _index(filesystem: pafs.FileSystem, folder: str, infos: Sequence[manifests.S
         path = storage.join(folder, info.file)
         with filesystem.open_input_file(path) as source:
             parts.append(_index_of(shards.open_ipc(source, path, _INDEX_COLUMNS).batch))
-    return (
-        pa.Table.from_batches(parts).combine_chunks().to_batches(max_chunksize=None)[0]
-        if len(parts) > 1
-        else parts[0]
-    )
+    return pa.concat_batches(parts)
 
 
 def _index_of(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -164,5 +160,5 @@ def _check_unique(image_ids: np.ndarray[tuple[int], np.dtype[np.int64]]) -> None
     ids, counts = np.unique(image_ids, return_counts=True)
     if (counts > 1).any():
         raise manifests.ManifestError(
-            f"image id {int(ids[counts > 1][0])} belongs to more than one record: ids must differ within a data set"
+            f"image id {int(ids[counts > 1][0])} belongs to more than one record: give each its own id"
         )

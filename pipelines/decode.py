@@ -1,8 +1,9 @@
 """Pictures from strangers' bytes to RGB: sniff, read the header, judge its size, and only then touch pixels.
 
-JPEG (with MPO's first picture), PNG, WebP and BMP are decoded, by Pillow alone. GIF and TIFF are refused: no supported
-data set uses them, and each more decoder is one more that strangers' bytes can reach. An animation gives its first frame; alpha is dropped;
-16-bit samples keep their high byte; CMYK and YCCK are converted without colour profiles, as the frameworks of origin do.
+JPEG (with MPO's first picture), PNG, WebP and BMP are decoded, by Pillow alone. GIF and TIFF are refused: no
+supported data set uses them, and each more decoder is one more that strangers' bytes can reach. An animation
+gives its first frame; alpha is dropped; 16-bit samples keep their high byte; CMYK and YCCK are converted
+without colour profiles, as the frameworks of origin do.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ class DecodeError(ValueError):
     """
 
     def __init__(self, fault: DecodeFault, detail: str) -> None:
+        """Keep the fault beside the message."""
         super().__init__(f"{fault.value}: {detail}")
         self.fault = fault
 
@@ -168,7 +170,9 @@ def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, Header]:
 
 def _orientation(picture: Image.Image) -> int:
     try:
-        value = picture.getexif().get(_EXIF_ORIENTATION, 1)
+        # The base class's method on purpose: PngImageFile.getexif() decodes the pixels, and an error of
+        # theirs, caught here, would leave a half-decoded picture that no later load() complains of.
+        value = Image.Image.getexif(picture).get(_EXIF_ORIENTATION, 1)
     except Exception:  # broken EXIF is common and harmless: the picture is shown as stored
         return 1
     return value if isinstance(value, int) and value in _TURNS else 1

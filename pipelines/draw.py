@@ -86,7 +86,7 @@ def overlay(image: Pixels, instances: Sequence[Drawn], scale: int | None = None)
     pen = ImageDraw.Draw(canvas)
     for instance in instances:
         _draw_box(pen, instance, canvas.size, scale)
-        _draw_keypoints(pen, instance, scale)
+        _draw_keypoints(pen, instance, canvas.size, scale)
     for instance in instances:
         _draw_label(pen, instance, canvas.size, scale)
     return np.array(canvas)
@@ -119,13 +119,13 @@ def _paint_mask(pixels: Pixels, mask: Pixels, colour: Colour, scale: int) -> Non
 
 def _draw_box(pen: ImageDraw.ImageDraw, instance: Drawn, size: tuple[int, int], scale: int) -> None:
     x1, y1, x2, y2 = _on_canvas(instance.box_xyxy, size, scale)
-    pen.rectangle((x1, y1, x2, y2), outline=palette(instance.colour), width=max(1, scale - 1))
+    pen.rectangle((x1, y1, x2, y2), outline=palette(instance.colour), width=max(1, round(max(size) / 256)))
 
 
-def _draw_keypoints(pen: ImageDraw.ImageDraw, instance: Drawn, scale: int) -> None:
+def _draw_keypoints(pen: ImageDraw.ImageDraw, instance: Drawn, size: tuple[int, int], scale: int) -> None:
     if instance.keypoints is None:
         return
-    radius = 1 + scale
+    radius = max(1 + scale, round(max(size) / 128))
     for x, y, visibility in instance.keypoints.astype(float).tolist():
         if visibility > 0 and math.isfinite(x) and math.isfinite(y):
             at = (x * scale - radius, y * scale - radius, x * scale + radius, y * scale + radius)
@@ -138,9 +138,12 @@ def _draw_label(pen: ImageDraw.ImageDraw, instance: Drawn, size: tuple[int, int]
     text = " ".join(f"{instance.label} {score}".split())
     if not text:
         return
-    font = ImageFont.load_default(size=max(11, min(18, round(max(size) / 32))))
+    # By the width, since pages show pictures equally wide.
+    font = ImageFont.load_default(size=max(12, min(20, round(size[0] / 26))))
     x1, y1, _, _ = _on_canvas(instance.box_xyxy, size, scale)
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    left, _, right, _ = pen.textbbox((0, 0), text, font=font)
+    # The same for every text, so that plates are equally tall and their text sits on one line.
+    _, top, _, bottom = pen.textbbox((0, 0), "Ag", font=font)
     wide, tall = right - left + 4, bottom - top + 4
     x, y = max(0.0, min(x1, size[0] - wide)), (y1 - tall if y1 >= tall else y1)
     colour = palette(instance.colour)

@@ -4,16 +4,15 @@ The page asks for nothing over the network, and its own policy forbids it; so a 
 """
 
 import base64
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from html import escape
 from io import BytesIO
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines import commit, storage
 from pipelines.charts import Point, line_chart_svg
 
 Cell = str | int | float | None
@@ -32,15 +31,23 @@ body { margin: 0 auto; max-width: 70rem; padding: 1rem; background: var(--page);
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .5rem 0 1rem; }
 h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; padding-top: .75rem; border-top: 1px solid var(--rule); }
 p { max-width: 45rem; margin: .5rem 0; }
-.table { overflow-x: auto; margin: .75rem 0; }
+.table { overflow: auto; max-height: 34rem; margin: .75rem 0; }
+@media print { .table { max-height: none; } }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .95rem;
   overflow-wrap: normal; }
 th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid var(--rule); }
-th { color: var(--soft); font-weight: 600; white-space: nowrap; }
-.number { text-align: right; white-space: nowrap; }
-.row { display: grid; gap: 1rem; margin: .75rem 0; }
+th { position: sticky; top: 0; background: var(--page); color: var(--soft);
+  font-weight: 600; vertical-align: bottom; }
+td.number { white-space: nowrap; }
+.number { text-align: right; }
+.row { display: grid; gap: 1rem; align-items: start; margin: .75rem 0; }
 .charts { grid-template-columns: repeat(auto-fit, minmax(min(100%%, 24rem), 1fr)); }
-.pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%%, 15rem), 1fr)); }
+.pictures { grid-template-columns: repeat(auto-fill, minmax(min(100%%, 19rem), 1fr)); }
+.comparisons { grid-template-columns: repeat(auto-fit, minmax(min(100%%, 28rem), 1fr)); }
+.comparisons.wide { grid-template-columns: 1fr; }
+.sides { display: grid; gap: .5rem; grid-template-columns: repeat(auto-fit, minmax(min(100%%, 12rem), 1fr)); }
+.sides span { font-size: .9rem; color: var(--soft); }
+.comparisons figcaption { margin-bottom: .5rem; }
 figure { margin: 0; padding: .75rem; background: var(--card); border-radius: .5rem; }
 figcaption { font-size: .9rem; color: var(--soft); }
 .chart figcaption { font-weight: 600; color: var(--ink); }
@@ -61,6 +68,7 @@ svg circle:hover { opacity: 1; }
 .legend li::before { content: ""; display: inline-block; width: .8em; height: .8em; margin-right: .4em;
   border-radius: 2px; background: var(--c); }
 .legend .dashed::before { background: none; border: 2px dashed var(--c); }
+@media (max-width: 36rem) { table { font-size: .85rem; } th, td { padding: .3rem .35rem; } }
 %(classes)s
 """
 
@@ -85,12 +93,20 @@ class Page:
         """Add a paragraph of plain text."""
         self._parts.append(("", f"<p>{escape(text)}</p>"))
 
-    def table(self, headers: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
-        """Add a table; numbers stand right, floats with three decimals, None as a dash.
+    def table(
+        self,
+        headers: Sequence[str],
+        rows: Sequence[Sequence[Cell]],
+        decimals: int = 3,
+        bold: Container[tuple[int, int]] = (),
+    ) -> None:
+        """Add a table; numbers stand right, None as a dash.
 
         Args:
             headers: One a column.
             rows: Each as long as ``headers``.
+            decimals: Of the floats.
+            bold: (row, column) of the cells that stand out, from 0.
 
         Raises:
             ValueError: A row is longer or shorter.
@@ -106,7 +122,10 @@ class Page:
         ]
         marks = [' class="number"' if is_number else "" for is_number in numeric]
         head = _cells("th", marks, [escape(name) for name in headers])
-        body = "".join(_cells("td", marks, [_text(cell) for cell in row]) for row in rows)
+        texts = [[_text(cell, decimals) for cell in row] for row in rows]
+        for number, line in enumerate(texts):
+            line[:] = [f"<b>{text}</b>" if (number, at) in bold else text for at, text in enumerate(line)]
+        body = "".join(_cells("td", marks, line) for line in texts)
         table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
         self._parts.append(("", f'<div class="table">{table}</div>'))
 
@@ -133,18 +152,9 @@ class Page:
         Raises:
             ValueError: ``image`` is not such an array.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-            raise ValueError(
-                f"a picture on a page is {image.dtype} {list(image.shape)}, wanted uint8 [H, W, 3]: convert"
-            )
-        data = BytesIO()
-        # Full colour resolution: halved, it smears thin coloured outlines and labels.
-        Image.fromarray(image).save(data, "JPEG", quality=88, subsampling=0)
-        source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
-        height, width = image.shape[:2]
         text = escape(caption)
-        shown = f'<img width="{width}" height="{height}" alt="{text}" src="{source}">'
-        self._parts.append(("pictures", f"<figure>{shown}<figcaption>{text}</figcaption></figure>"))
+        shown = f"{_img(image, text)}<figcaption>{text}</figcaption>"
+        self._parts.append(("pictures", f"<figure>{shown}</figure>"))
 
     def pictures(self, images: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> None:
         """Add a grid of pictures [H, W, 3], one caption each.
@@ -156,6 +166,26 @@ class Page:
             raise ValueError(f"{len(images)} pictures have {len(captions)} captions: give one for each")
         for image, caption in zip(images, captions, strict=True):
             self.picture(image, caption)
+
+    def comparison(self, title: str, images: Sequence[NDArray[np.uint8]], captions: Sequence[str]) -> None:
+        """Add a card of pictures that belong together, side by side; two narrow cards share a line.
+
+        Args:
+            title: Shown above the pictures.
+            images: [H, W, 3] RGB each.
+            captions: One each, shown below it.
+
+        Raises:
+            ValueError: There are more or fewer captions than pictures, or one is not a picture.
+        """
+        if len(images) != len(captions):
+            raise ValueError(f"{len(images)} pictures have {len(captions)} captions: give one for each")
+        sides = "".join(
+            f"<div>{_img(image, escape(f'{caption}: {title}'))}<span>{escape(caption)}</span></div>"
+            for image, caption in zip(images, captions, strict=True)
+        )
+        card = f'<figure><figcaption>{escape(title)}</figcaption><div class="sides">{sides}</div></figure>'
+        self._parts.append(("comparisons" if len(images) <= 2 else "comparisons wide", card))
 
     def render(self) -> str:
         """The whole page."""
@@ -169,15 +199,25 @@ class Page:
             + "\n</body>\n</html>\n"
         )
 
-    def save(self, path: Path) -> None:
+    def save(self, uri: str) -> str:
         """Write the page, whole or not at all; a page already there is replaced.
 
         Args:
-            path: The file to write; its folder must exist.
+            uri: Path or URI of the file to write.
+
+        Returns:
+            The same place, a local one as an absolute path.
+
+        Raises:
+            ValueError: A folder is there, or the URI cannot be opened.
         """
-        part = path.with_name(f"{path.name}.{os.getpid()}.part")
-        part.write_text(self.render(), "utf-8")
-        part.replace(path)
+        filesystem, path = storage.open_uri(uri)
+        if storage.is_folder(filesystem, path):
+            raise ValueError(
+                f"cannot write the page {uri}: a folder is there; give a file such as {uri}/page.html"
+            )
+        commit.write_file(filesystem, path, self.render().encode())
+        return storage.canonical_uri(uri)
 
     def _grouped(self) -> list[str]:
         """Parts, with runs of charts or pictures inside one grid."""
@@ -199,12 +239,26 @@ def _style() -> str:
     return _STYLE % {"light": colours(_LIGHT), "dark": colours(_DARK), "classes": classes}
 
 
-def _text(cell: Cell) -> str:
+def _img(image: NDArray[np.uint8], alt: str) -> str:
+    """The picture as an element that holds it; ``alt`` is escaped already."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise ValueError(
+            f"a picture on a page is {image.dtype} {list(image.shape)}, wanted uint8 [H, W, 3]: convert"
+        )
+    data = BytesIO()
+    # Full colour resolution: halved, it smears thin coloured outlines and labels.
+    Image.fromarray(image).save(data, "JPEG", quality=88, subsampling=0)
+    source = f"data:image/jpeg;base64,{base64.b64encode(data.getvalue()).decode('ascii')}"
+    height, width = image.shape[:2]
+    return f'<img width="{width}" height="{height}" alt="{alt}" src="{source}">'
+
+
+def _text(cell: Cell, decimals: int) -> str:
     if cell is None:
         return "&ndash;"
     if isinstance(cell, bool):
         return "yes" if cell else "no"
-    return escape(f"{cell:.3f}" if isinstance(cell, float) else str(cell))
+    return escape(f"{cell:.{decimals}f}" if isinstance(cell, float) else str(cell))
 
 
 def _cells(tag: str, marks: Sequence[str], escaped: Sequence[str]) -> str:

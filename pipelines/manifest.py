@@ -1,4 +1,4 @@
-"""The commit of a data set, `manifest.json`: what is in it, file by file, with hashes and the account of every row.
+"""The commit of a data set, `manifest.json`: what is in it, with hashes and the account of every row.
 
 A folder without a manifest is not a data set. Nothing but what the manifest names is ever opened.
 """
@@ -152,7 +152,7 @@ def load_from(filesystem: pafs.FileSystem, folder: str) -> Manifest:
         raw = storage.read_bytes(filesystem, path)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise ManifestError(
-            f"{folder} is no data set: it has no {FILE_NAME}; make one with `maskray prepare`, or run an unfinished one again"
+            f"{folder} is no data set: it has no {FILE_NAME}; run `maskray prepare` (again)"
         ) from error
     try:
         body = json.loads(raw)

@@ -1,8 +1,9 @@
 """COCO segmentations: judged here before any compiled code sees them, then turned into bitmaps.
 
-pycocotools trusts its input: mutated run lengths crash it or make it return uninitialised memory. So run lengths are
-parsed, checked and decoded by this module alone, and polygons reach pycocotools' rasteriser only when they are finite,
-near the picture and bounded in work. Run lengths are COCO's: column-major, starting with a run of zeros.
+pycocotools trusts its input: mutated run lengths crash it or make it return uninitialised memory. So run
+lengths are parsed, checked and decoded by this module alone, and polygons reach pycocotools' rasteriser only
+when they are finite, near the picture and bounded in work. Run lengths are COCO's: column-major, starting
+with a run of zeros.
 """
 
 from __future__ import annotations
@@ -16,10 +17,9 @@ from pycocotools import mask as coco_mask
 MAX_VERTICES = 100_000
 """Most vertices of one object; COCO's largest has about 1,500."""
 
-_MAX_BOUNDARY_STEPS = (
-    20_000_000  # pycocotools walks 5 steps a pixel of every edge and keeps each step in memory
-)
+# pycocotools walks 5 steps a pixel of every edge and keeps each step in memory.
 _STEPS_PER_PX = 5
+_MAX_BOUNDARY_STEPS = 20_000_000
 _MAX_GROUPS = 7  # 5 bits each: 35 bits hold any difference of runs in a picture of 2**31 pixels
 _MAX_PIXELS = 2**31 - 1
 
@@ -29,7 +29,7 @@ ByteArray = npt.NDArray[np.uint8]
 
 
 class MaskError(ValueError):
-    """A segmentation that cannot be a mask of its picture; the message says what was found and what was wanted."""
+    """A segmentation that cannot be a mask of its picture; the message says what was found and wanted."""
 
 
 def validate_polygons(rings: object, height: int, width: int) -> tuple[FloatArray, ...]:
@@ -44,16 +44,13 @@ def validate_polygons(rings: object, height: int, width: int) -> tuple[FloatArra
         Rings as float64 [2n], n >= 3; rings of one or two points, which cover nothing, are left out.
 
     Raises:
-        MaskError: not such a list, an odd number of values, not finite, further than one picture size outside the
-            picture, too many vertices, or no ring of three points left.
+        MaskError: not such a list, an odd number of values, not finite, further than one picture size outside
+            the picture, too many vertices, or no ring of three points left.
     """
     _check_size(height, width)
     if not isinstance(rings, list | tuple) or not rings:
         raise MaskError(f"polygons are {_short(rings)}, wanted a list of rings")
-    if (
-        sum(len(ring) if isinstance(ring, list | tuple | np.ndarray) else 0 for ring in rings)
-        > 2 * MAX_VERTICES
-    ):
+    if sum(len(ring) for ring in rings if isinstance(ring, list | tuple | np.ndarray)) > 2 * MAX_VERTICES:
         raise MaskError(f"polygons have more than {MAX_VERTICES} vertices")
     kept = tuple(ring for ring in (_ring(raw, height, width) for raw in rings) if ring.size >= 6)
     if not kept:
@@ -61,7 +58,7 @@ def validate_polygons(rings: object, height: int, width: int) -> tuple[FloatArra
     steps = sum(_boundary_steps(ring) for ring in kept)
     if steps > _MAX_BOUNDARY_STEPS:
         raise MaskError(
-            f"the outline is {steps // _STEPS_PER_PX} px long, the limit is {_MAX_BOUNDARY_STEPS // _STEPS_PER_PX}"
+            f"the outline has {steps} steps of 1/{_STEPS_PER_PX} px, the limit is {_MAX_BOUNDARY_STEPS}"
         )
     return kept
 
@@ -78,8 +75,8 @@ def validate_rle(counts: object, height: int, width: int) -> bytes:
         The canonical compressed counts of the same mask: no run but the first is zero.
 
     Raises:
-        MaskError: not such a thing, a string that no encoder writes, a negative run, or runs that do not sum to
-            height * width.
+        MaskError: not such a thing, a string that no encoder writes, a negative run, or runs that do not sum
+            to height * width.
     """
     _check_size(height, width)
     if isinstance(counts, str | bytes):
@@ -183,8 +180,8 @@ def crop(mask: ByteArray) -> tuple[int, int, ByteArray]:
         mask: uint8 [H, W] of 0 and 1.
 
     Returns:
-        y0, x0 and uint8 [h, w] such that the mask is zero outside of rows y0..y0+h and columns x0..x0+w; an empty mask
-        gives 0, 0 and an array of shape [0, 0].
+        y0, x0 and uint8 [h, w] such that the mask is zero outside of rows y0..y0+h and columns x0..x0+w; an
+        empty mask gives 0, 0 and an array of shape [0, 0].
     """
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     if rows.size == 0:

@@ -1,8 +1,8 @@
 """`maskray prepare`: raw pictures and annotations to a committed data set of Arrow shards, by Ray Data.
 
-The driver reads the annotation index and writes it to the output, cut into parts; each Ray task turns one part into
-one shard and returns a row of statistics; the manifest, written last, makes the folder a data set. Killed at any
-point, the same command goes on where it stopped.
+The driver reads the annotation index and writes it to the output, cut into parts; each Ray task turns one
+part into one shard and returns a row of statistics; the manifest, written last, makes the folder a data set.
+Killed at any point, the same command goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from pipelines import (
     commit,
     dataset_writer,
     decode,
+    part_files,
     ray_session,
     records,
     rejections,
@@ -30,7 +31,7 @@ from pipelines import (
 from pipelines import manifest as manifests
 from pipelines.check_instance import Vocabulary
 from pipelines.datasets import coco, images
-from pipelines.shard_task import PLAN_FOLDER, PlanConflictError, ShardResult, ShardTask, find_shard, part_name
+from pipelines.shard_task import PlanConflictError, ShardResult, ShardTask
 from pipelines.source_index import Index, RawRow
 
 
@@ -54,7 +55,6 @@ class Progress(NamedTuple):
     seconds_left: float | None
 
 
-_CLAIM_NAME = "plan.json"
 OnProgress = Callable[[Progress], None]
 
 
@@ -91,7 +91,9 @@ class PrepareOptions:
             ValueError: a value is out of its range.
         """
         if self.rows_per_shard < 1:
-            raise ValueError(f"rows_per_shard is {self.rows_per_shard}, wanted >= 1: pictures a shard, such as 256")
+            raise ValueError(
+                f"rows_per_shard is {self.rows_per_shard}, wanted >= 1: pictures a shard, such as 256"
+            )
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected is {self.max_rejected}, wanted a share from 0 to 1, such as 0.01")
         if self.max_pixels < 1:
@@ -106,7 +108,8 @@ class PrepareCoco(PrepareOptions):
 
     Attributes:
         images: path or URI of the folder of pictures.
-        annotations: path or URI of the COCO JSON file; without annotations in it the pictures count as unlabelled.
+        annotations: path or URI of the COCO JSON file; without annotations in it the pictures count as
+            unlabelled.
     """
 
     images: str
@@ -125,13 +128,6 @@ class PrepareImages(PrepareOptions):
 
 
 PrepareConfig = PrepareCoco | PrepareImages
-
-
-class _Plan(NamedTuple):
-    task: ShardTask
-    parts: list[list[RawRow]]
-    filesystem: pafs.FileSystem
-    folder: str
 
 
 def run(
@@ -163,9 +159,8 @@ def run(
         return done
     task = ShardTask(storage.canonical_uri(config.out), index.images, fingerprint, _rules(config, index))
     parts = source_index.split(index.rows, config.rows_per_shard, config.seed, config.shuffle)
-    plan = _Plan(task, parts, filesystem, folder)
-    _begin(plan, faults)
-    results = _make_shards(config, plan, index, on_progress)
+    part_files.write(filesystem, folder, fingerprint, parts, faults)
+    results = _make_shards(config, task, parts, index, on_progress)
     lost = (*index.rejections, *(r for result in results for r in result.rejections))
     _check_budget(lost, index.rows_in, index.instances_in, config.max_rejected)
     draft = dataset_writer.Draft(
@@ -178,7 +173,7 @@ def run(
         fingerprint=fingerprint,
     )
     made = dataset_writer.commit_dataset(filesystem, folder, draft, faults)
-    _drop_plan(filesystem, folder)
+    part_files.drop(filesystem, folder)
     return made
 
 
@@ -187,7 +182,9 @@ def _read_index(config: PrepareConfig) -> Index:
         return images.read_index(config.images)
     filesystem, path = storage.open_uri(config.images)
     if storage.is_local(filesystem) and not storage.is_folder(filesystem, path):
-        raise ValueError(f"there is no folder {config.images}: give the folder that holds the annotation's pictures")
+        raise ValueError(
+            f"there is no folder {config.images}: give the folder that holds the annotation's pictures"
+        )
     return coco.read_index(config.images, config.annotations)
 
 
@@ -224,44 +221,19 @@ def _committed(filesystem: pafs.FileSystem, folder: str, fingerprint: str) -> ma
     found = manifests.load_from(filesystem, folder)
     if found.fingerprint != fingerprint:
         raise PlanConflictError(
-            f"{folder} holds another data set (from {found.source.get('images', 'elsewhere')}, or made with other "
-            "settings) and was left as it is: choose another --out"
+            f"{folder} holds another data set (from {found.source.get('images', 'elsewhere')}, or made with "
+            "other settings) and was left as it is: choose another --out"
         )
-    _drop_plan(filesystem, folder)  # a run may have died between its commit and this
+    part_files.drop(filesystem, folder)  # a run may have died between its commit and this
     return found
 
 
-def _begin(plan: _Plan, faults: commit.Faults | None) -> None:
-    filesystem, folder = plan.filesystem, plan.folder
-    _claim(filesystem, folder, plan.task.fingerprint, faults)
-    commit.sweep_temps(filesystem, folder)
-    commit.sweep_temps(filesystem, storage.join(folder, PLAN_FOLDER))
-    for number, rows in enumerate(plan.parts):
-        path = storage.join(folder, part_name(number))
-        if not storage.is_file(filesystem, path):  # whole if there: the claim above makes it this plan's
-            commit.write_file(filesystem, path, source_index.to_json(rows), faults=faults)
-
-
-def _claim(filesystem: pafs.FileSystem, folder: str, fingerprint: str, faults: commit.Faults | None) -> None:
-    first = storage.join(folder, dataset_writer.shard_name(0))
-    claim = storage.join(folder, PLAN_FOLDER, _CLAIM_NAME)
-    if storage.is_file(filesystem, first):
-        find_shard(filesystem, folder, 0, fingerprint)  # raises where it is another plan's
-    mine = json.dumps({"fingerprint": fingerprint}).encode()
-    if not storage.is_file(filesystem, claim):
-        try:
-            commit.write_file(filesystem, claim, mine, exclusive=True, faults=faults)
-        except commit.CommitConflictError:
-            pass  # another run claimed the folder in between; whose it is, the next line tells
-    if storage.read_bytes(filesystem, claim) != mine:
-        raise PlanConflictError(
-            f"{folder} holds the unfinished shards of another data set or of other settings, which were left as they "
-            "are: choose another --out, or remove that folder"
-        )
-
-
 def _make_shards(
-    config: PrepareConfig, plan: _Plan, index: Index, on_progress: OnProgress | None
+    config: PrepareConfig,
+    task: ShardTask,
+    parts: Sequence[Sequence[RawRow]],
+    index: Index,
+    on_progress: OnProgress | None,
 ) -> list[ShardResult]:
     started = time.monotonic()
     results: dict[int, ShardResult] = {}
@@ -270,17 +242,17 @@ def _make_shards(
     total = len(index.rows)
     with ray_session.ray_session(config.address, config.num_cpus):
         ray_session.require_cpus(1, "preparing data")
-        for number, result in shard_runner.run_shards(plan.task, len(plan.parts)):
+        for number, result in shard_runner.run_shards(task, len(parts)):
             results[number] = result
             lost.extend(result.rejections)
-            rows_done += len(plan.parts[number])
-            rows_made += 0 if result.was_there else len(plan.parts[number])
+            rows_done += len(parts[number])
+            rows_made += 0 if result.was_there else len(parts[number])
             # Judged against the whole source, so what fails here would fail at the end too.
             _check_budget(lost, index.rows_in, index.instances_in, config.max_rejected)
             if on_progress is not None:
                 speed = rows_made / max(time.monotonic() - started, 1e-9)
                 on_progress(Progress(rows_done, total, speed, (total - rows_done) / speed if speed else None))
-    return [results[number] for number in range(len(plan.parts))]
+    return [results[number] for number in range(len(parts))]
 
 
 def _check_budget(
@@ -294,9 +266,3 @@ def _check_budget(
                 f"{count} of {total} {what} were rejected so far, more than the share {allowed:g} allowed: "
                 f"{rejections.summary(lost)}; correct the source, or accept them with --max-rejected 1.0"
             )
-
-
-def _drop_plan(filesystem: pafs.FileSystem, folder: str) -> None:
-    path = storage.join(folder, PLAN_FOLDER)
-    if storage.is_folder(filesystem, path):
-        filesystem.delete_dir(path)

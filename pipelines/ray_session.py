@@ -1,4 +1,4 @@
-"""Ray for the length of a `with` block: the one that runs already, a cluster by address, or a local one of our own."""
+"""Ray for a `with` block: the one that runs already, a cluster by address, or a local one of our own."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def ray_session(
     Where the process is connected already, that connection is used and left as it is.
 
     Args:
-        address: of a cluster ("auto", "host:6379"); None takes the environment's RAY_ADDRESS, as inside a submitted
-            job, and otherwise starts Ray on this machine alone.
+        address: of a cluster ("auto", "host:6379"); None takes the environment's RAY_ADDRESS, as in a
+            submitted job, and otherwise starts Ray on this machine alone.
         num_cpus: CPUs of a local Ray; None takes all of the machine's.
         object_store_memory: bytes of a local Ray's object store; None leaves it to Ray.
 
@@ -50,7 +50,7 @@ def ray_session(
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RayError(
-            f"cannot use Ray at {address or 'this machine'}: {reason}; start a cluster, or leave the address out"
+            f"cannot use Ray at {address or 'this machine'}: {reason}; start one, or leave the address out"
         ) from error
     try:
         yield
@@ -71,5 +71,5 @@ def require_cpus(number: float, what: str) -> None:
     have = float(ray.cluster_resources().get("CPU", 0.0))
     if have < number:
         raise RayError(
-            f"{what} needs {number:g} CPUs and this Ray cluster has {have:g}: ask for fewer workers, or add nodes"
+            f"{what} needs {number:g} CPUs and this Ray cluster has {have:g}: ask for fewer, or add nodes"
         )

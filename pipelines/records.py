@@ -52,12 +52,15 @@ class Instance:
     Attributes:
         id: the source's annotation id.
         label: 0..K-1, contiguous in ascending source category id.
-        box_xyxy: absolute pixels of the upright picture, x2 > x1 and y2 > y1; as annotated, so it may reach outside.
+        box_xyxy: absolute pixels of the upright picture, x2 > x1 and y2 > y1; as annotated, so it may reach
+            outside.
         area: square pixels as annotated (COCO's size ranges are defined on it).
         crowd: a region of many objects (COCO iscrowd); never a positive.
         ignore: neither a positive nor a negative.
-        polygons: rings [2n] of x0, y0, x1, y1, ... in pixels, n >= 3; None where the mask is `rle` or unknown.
-        rle: COCO compressed counts at full picture size, column-major, canonical; None where polygons hold the mask.
+        polygons: rings [2n] of x0, y0, x1, y1, ... in pixels, n >= 3; None where the mask is `rle` or
+            unknown.
+        rle: COCO compressed counts at full picture size, column-major, canonical; None where polygons hold
+            the mask.
         keypoints: float32 [K, 3] of x, y (pixels) and visibility 0, 1 or 2; None where there are none.
         score: 1.0 for human labels, in 0..1 for pseudo-labels.
         loss_weight: weight of this object's losses, >= 0.
@@ -171,7 +174,7 @@ def check_schema(schema: pa.Schema, where: str) -> None:
     for have, want in zip(schema, SCHEMA, strict=True):
         if not have.equals(want) or _has_metadata(have):
             raise SchemaError(
-                f"{where}: column {want.name} is {_shown(have)}, wanted {_shown(want)}: prepare the data again"
+                f"{where}: column {want.name} is {_shown(have)}, wanted {_shown(want)}: prepare again"
             )
 
 
@@ -204,7 +207,8 @@ def _instances(one: dict[str, pa.Scalar]) -> tuple[Instance, ...]:
 
 
 def _polygons(per_instance: pa.ListArray) -> list[tuple[FloatArray, ...] | None]:
-    # Offsets are absolute positions in `.values` also for a slice, so the two are used together and never re-based.
+    # Offsets are absolute positions in `.values` also for a slice, so the two are used together and never
+    # re-based.
     rings = per_instance.values
     first = per_instance.offsets.to_numpy()
     start = rings.offsets.to_numpy()

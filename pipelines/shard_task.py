@@ -1,7 +1,7 @@
 """The work of one Ray task of `prepare`: read a part of the plan, check its pictures, write its shard.
 
-An ordinary function: a test calls it without Ray. It may run twice, also at the same time: the same part gives the
-same bytes under the same name.
+An ordinary function: a test calls it without Ray. It may run twice, also at the same time: the same part
+gives the same bytes under the same name.
 """
 
 from __future__ import annotations
@@ -115,9 +115,7 @@ def find_shard(filesystem: pafs.FileSystem, folder: str, number: int, fingerprin
     except records.SchemaError:
         return None
     if shard.meta.get("fingerprint") != fingerprint:
-        raise PlanConflictError(
-            f"{path} belongs to another data set or other settings: choose another --out, or remove that folder"
-        )
+        raise PlanConflictError(f"{path} belongs to another data set or other settings: choose another --out")
     if shard.meta.get("shard") != number or not shards.is_intact(shard):
         return None
     info = ShardInfo(
@@ -150,16 +148,22 @@ def _read_picture(
     name = str(row.file_name)
     path = storage.join(root, name)
     if real_root is not None and not Path(path).resolve().is_relative_to(real_root):
-        return check.reject_row(row, Reason.UNSAFE_FILE_NAME, "file_name", f"{rejections.shown(name)} links out of the folder")
+        return check.reject_row(
+            row, Reason.UNSAFE_FILE_NAME, "file_name", f"{rejections.shown(name)} links out of the folder"
+        )
     # Asked before opening: a pipe would wait for ever, a device never end. `File` is a regular file only.
     info = filesystem.get_file_info(path)
     if info.type != pafs.FileType.File:
         found = "no such file" if info.type == pafs.FileType.NotFound else "not a plain file"
-        return check.reject_row(row, Reason.MISSING_PICTURE, "file_name", f"{rejections.shown(name)}: {found}")
+        return check.reject_row(
+            row, Reason.MISSING_PICTURE, "file_name", f"{rejections.shown(name)}: {found}"
+        )
     if (info.size or 0) > MAX_PICTURE_BYTES:
         return check.reject_row(row, Reason.PICTURE_TOO_LARGE, "file_name", f"{info.size} bytes")
     try:
         return storage.read_bytes(filesystem, path)
     except (FileNotFoundError, PermissionError) as error:
         # Other failures of a store may pass: they fail the task, which Ray or the same command runs again.
-        return check.reject_row(row, Reason.MISSING_PICTURE, "file_name", f"{rejections.shown(name)}: {type(error).__name__}")
+        return check.reject_row(
+            row, Reason.MISSING_PICTURE, "file_name", f"{rejections.shown(name)}: {type(error).__name__}"
+        )

@@ -1,6 +1,7 @@
 """One shard: an Arrow IPC file of records, made in memory, and opened only after its footer was judged.
 
-A shard is one record batch, uncompressed, so that a memory map gives any row without reading the others' pictures.
+A shard is one record batch, uncompressed, so that a memory map gives any row without reading the others'
+pictures.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ _META_KEY = b"maskray"
 _CONTENT = "content_sha256"
 _MAGIC = b"ARROW1"
 _TAIL_BYTES = 4 + len(_MAGIC)
-# Registered extension types are built, code of the data's choice included, as soon as pyarrow parses a schema. Their
-# mark is stored as plain text in the footer, so it can be looked for before that.
+# Registered extension types are built, code of the data's choice included, as soon as pyarrow parses a
+# schema. Their mark is stored as plain text in the footer, so it can be looked for before that.
 _EXTENSION_MARK = b"ARROW:extension"
 
 
@@ -64,7 +65,7 @@ def content_digest(batch: pa.RecordBatch) -> str:
 
 
 def is_intact(shard: Shard) -> bool:
-    """Whether a shard's rows are still those that its writer noted; for shards that no manifest vouches for yet."""
+    """Whether the rows are those that the writer noted; for shards that no manifest vouches for yet."""
     return shard.meta.get(_CONTENT) == content_digest(shard.batch)
 
 
@@ -77,7 +78,8 @@ def open_ipc(source: pa.NativeFile, where: str, columns: Sequence[str] | None = 
         columns: read these columns alone; None reads all.
 
     Raises:
-        records.SchemaError: not an Arrow IPC file, truncated, inconsistent, extension types, or another schema.
+        records.SchemaError: not an Arrow IPC file, truncated, inconsistent, extension types, or another
+        schema.
     """
     try:
         _check_footer(source, where)
@@ -111,7 +113,7 @@ def _check_footer(source: pa.NativeFile, where: str) -> None:
         )
     if _EXTENSION_MARK in source.read_at(length, size - _TAIL_BYTES - length):
         raise records.SchemaError(
-            f"{where} holds Arrow extension types, wanted plain ones only: such files can run code; do not use it"
+            f"{where} holds Arrow extension types, wanted plain ones only: it could run code; do not use it"
         )
 
 

@@ -1,6 +1,7 @@
 """Files behind a path or a URI: local folders and object stores through one small set of functions.
 
-Everything else in `pipelines` names files by URI and opens them here, so that no other module knows what kind of store it is on.
+Everything else in `pipelines` names files by URI and opens them here, so that no other module knows what kind
+of store it is on.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
     """Resolve a local path or a URI.
 
     Args:
-        uri: a local path (relative ones are taken from the working directory, `~` is expanded), `file://...`, or an
-            object-store URI that pyarrow knows (`s3://`, `gs://`, `abfs://`, `hdfs://`).
+        uri: a local path (relative ones are taken from the working directory, `~` is expanded), `file://...`,
+            or an object-store URI that pyarrow knows (`s3://`, `gs://`, `abfs://`, `hdfs://`).
 
     Returns:
         The file system and the path inside it, without a trailing slash.
@@ -51,7 +52,7 @@ def canonical_uri(uri: str) -> str:
 
 
 def is_local(filesystem: pafs.FileSystem) -> bool:
-    """Whether paths of this file system are paths of this machine's kernel (so that fsync and memory maps work)."""
+    """Whether its paths are those of this machine's kernel, so that fsync and memory maps work."""
     return isinstance(filesystem, pafs.LocalFileSystem)
 
 

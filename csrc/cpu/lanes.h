@@ -1,7 +1,8 @@
-// Sixteen numbers at a time, loaded from and stored as any of the four floating types.
+// One register of numbers at a time, loaded from and stored as any of the four floating types.
 //
-// GCC's vector extension splits a wide vector into what the instruction set at hand has, on any architecture. Storage in
-// 16 bits is computed in float32: the conversions below are exact, and round to nearest even on the way back.
+// The width is that of the SIMD variant's registers: GCC's vector extension also takes wider vectors, but takes them apart
+// through memory. Storage in 16 bits is computed in float32: the conversions below are exact, and round to nearest even on
+// the way back.
 #pragma once
 
 #include <cstdint>
@@ -12,12 +13,15 @@
 
 namespace maskray {
 
-constexpr int64_t kLanes = 16;
+/// Bytes in a register of a variant.
+template <Simd kSimd>
+constexpr int64_t kRegisterBytes = kSimd == Simd::kAvx512 ? 64 : kSimd == Simd::kAvx2 ? 32 : 16;
 
-typedef float FloatLanes __attribute__((vector_size(kLanes * 4)));
-typedef double DoubleLanes __attribute__((vector_size(kLanes * 8)));
-typedef uint32_t WordLanes __attribute__((vector_size(kLanes * 4)));
-typedef uint16_t HalfWordLanes __attribute__((vector_size(kLanes * 2)));
+/// Vectors of kLanes numbers.
+template <typename T, int64_t kLanes>
+struct Vector {
+  typedef T Type __attribute__((vector_size(sizeof(T) * kLanes)));
+};
 
 struct BFloat16Bits {
   uint16_t bits;
@@ -34,115 +38,105 @@ MASKRAY_INLINE To same_bits(const From& from) {
   return to;
 }
 
-MASKRAY_INLINE WordLanes choose(const WordLanes& mask, const WordLanes& yes, const WordLanes& no) {
-  return (mask & yes) | (~mask & no);
-}
+/// The conversions, on kLanes 32-bit words.
+template <int64_t kLanes>
+struct Conversions {
+  using Words = typename Vector<uint32_t, kLanes>::Type;
+  using Floats = typename Vector<float, kLanes>::Type;
 
-/// float32 bits of bfloat16 bits.
-MASKRAY_INLINE WordLanes widen_bfloat16(const WordLanes& bits) { return bits << 16; }
-
-/// float32 bits of float16 bits: the exponent is rebased by a multiplication, which also normalises subnormals.
-MASKRAY_INLINE WordLanes widen_float16(const WordLanes& bits) {
-  const WordLanes magnitude = (bits & 0x7fffU) << 13;
-  const FloatLanes rebased = same_bits<FloatLanes>(magnitude) * 0x1p112f;
-  const WordLanes special = (WordLanes)(magnitude >= (0x7c00U << 13));
-  return same_bits<WordLanes>(rebased) | (special & 0x7f800000U) | ((bits & 0x8000U) << 16);
-}
-
-/// bfloat16 bits nearest to float32 bits, ties to even; NaN becomes the one quiet NaN torch writes.
-MASKRAY_INLINE WordLanes narrow_bfloat16(const WordLanes& bits) {
-  const WordLanes rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
-  const WordLanes nan = (WordLanes)((bits & 0x7fffffffU) > 0x7f800000U);
-  return choose(nan, WordLanes{} + 0x7fc0U, rounded);
-}
-
-/// float16 bits nearest to float32 bits, ties to even.
-MASKRAY_INLINE WordLanes narrow_float16(const WordLanes& bits) {
-  const WordLanes magnitude = bits & 0x7fffffffU;
-  const WordLanes normal = (magnitude + 0xfffU + ((magnitude >> 13) & 1U) - (112U << 23)) >> 13;
-  // Below 2^-14 a float16 is a multiple of 2^-24, and so are float32 values in [0.5, 1): the addition does the rounding.
-  const FloatLanes shifted = same_bits<FloatLanes>(magnitude) + 0.5f;
-  const WordLanes subnormal = same_bits<WordLanes>(shifted) - 0x3f000000U;
-  WordLanes result = choose((WordLanes)(magnitude < (113U << 23)), subnormal, normal);
-  result = choose((WordLanes)(magnitude >= 0x477ff000U), WordLanes{} + 0x7c00U, result);  // 65520 and above
-  result = choose((WordLanes)(magnitude > 0x7f800000U), WordLanes{} + 0x7e00U, result);
-  return result | ((bits >> 16) & 0x8000U);
-}
-
-/// How values of one storage type are computed with: T, Lanes of T, loads and stores of 16.
-template <typename Stored>
-struct Numbers;
-
-template <>
-struct Numbers<float> {
-  using T = float;
-  using Lanes = FloatLanes;
-  static MASKRAY_INLINE Lanes load(const float* from) {
-    Lanes lanes;
-    std::memcpy(&lanes, from, sizeof(Lanes));
-    return lanes;
+  static MASKRAY_INLINE Words choose(const Words& mask, const Words& yes, const Words& no) {
+    return (mask & yes) | (~mask & no);
   }
-  static MASKRAY_INLINE void store(float* to, const Lanes& lanes) { std::memcpy(to, &lanes, sizeof(Lanes)); }
+
+  /// float32 bits of bfloat16 bits.
+  static MASKRAY_INLINE Words widen_bfloat16(const Words& bits) { return bits << 16; }
+
+  /// float32 bits of float16 bits: the exponent is rebased by a multiplication, which also normalises subnormals.
+  static MASKRAY_INLINE Words widen_float16(const Words& bits) {
+    const Words magnitude = (bits & 0x7fffU) << 13;
+    const Floats rebased = same_bits<Floats>(magnitude) * 0x1p112f;
+    const Words special = (Words)(magnitude >= (0x7c00U << 13));
+    return same_bits<Words>(rebased) | (special & 0x7f800000U) | ((bits & 0x8000U) << 16);
+  }
+
+  /// bfloat16 bits nearest to float32 bits, ties to even; NaN becomes the one quiet NaN torch writes.
+  static MASKRAY_INLINE Words narrow_bfloat16(const Words& bits) {
+    const Words rounded = (bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16;
+    const Words nan = (Words)((bits & 0x7fffffffU) > 0x7f800000U);
+    return choose(nan, Words{} + 0x7fc0U, rounded);
+  }
+
+  /// float16 bits nearest to float32 bits, ties to even.
+  static MASKRAY_INLINE Words narrow_float16(const Words& bits) {
+    const Words magnitude = bits & 0x7fffffffU;
+    const Words normal = (magnitude + 0xfffU + ((magnitude >> 13) & 1U) - (112U << 23)) >> 13;
+    // Below 2^-14 a float16 is a multiple of 2^-24, as float32 values in [0.5, 1) are: the addition does the rounding.
+    const Floats shifted = same_bits<Floats>(magnitude) + 0.5f;
+    const Words subnormal = same_bits<Words>(shifted) - 0x3f000000U;
+    Words result = choose((Words)(magnitude < (113U << 23)), subnormal, normal);
+    result = choose((Words)(magnitude >= 0x477ff000U), Words{} + 0x7c00U, result);  // 65520 and above
+    result = choose((Words)(magnitude > 0x7f800000U), Words{} + 0x7e00U, result);
+    return result | ((bits >> 16) & 0x8000U);
+  }
 };
 
-template <>
-struct Numbers<double> {
-  using T = double;
-  using Lanes = DoubleLanes;
-  static MASKRAY_INLINE Lanes load(const double* from) {
-    Lanes lanes;
-    std::memcpy(&lanes, from, sizeof(Lanes));
-    return lanes;
-  }
-  static MASKRAY_INLINE void store(double* to, const Lanes& lanes) { std::memcpy(to, &lanes, sizeof(Lanes)); }
-};
+/// How values of one storage type are computed with: T, a register of T, loads and stores of a register.
+template <typename Stored, Simd kSimd>
+struct Numbers {
+  static constexpr bool kSixteenBits = sizeof(Stored) == 2;
+  using T = std::conditional_t<kSixteenBits, float, Stored>;
+  static constexpr int64_t kLanes = kRegisterBytes<kSimd> / sizeof(T);
+  using Lanes = typename Vector<T, kLanes>::Type;
 
-template <typename Stored>
-struct SixteenBitNumbers {
-  using T = float;
-  using Lanes = FloatLanes;
-  static constexpr bool kBrain = sizeof(Stored) == 2 && std::is_same_v<Stored, BFloat16Bits>;
   static MASKRAY_INLINE Lanes load(const Stored* from) {
-    HalfWordLanes bits;
-    std::memcpy(&bits, from, sizeof(bits));
-    const WordLanes wide = __builtin_convertvector(bits, WordLanes);
-    if constexpr (kBrain) {
-      return same_bits<Lanes>(widen_bfloat16(wide));
+    if constexpr (kSixteenBits) {
+      typename Vector<uint16_t, kLanes>::Type bits;
+      std::memcpy(&bits, from, sizeof(bits));
+      const auto wide = __builtin_convertvector(bits, typename Conversions<kLanes>::Words);
+      if constexpr (std::is_same_v<Stored, BFloat16Bits>) {
+        return same_bits<Lanes>(Conversions<kLanes>::widen_bfloat16(wide));
+      } else {
+        return same_bits<Lanes>(Conversions<kLanes>::widen_float16(wide));
+      }
     } else {
-      return same_bits<Lanes>(widen_float16(wide));
+      Lanes lanes;
+      std::memcpy(&lanes, from, sizeof(Lanes));
+      return lanes;
     }
   }
+
   static MASKRAY_INLINE void store(Stored* to, const Lanes& lanes) {
-    const WordLanes wide = same_bits<WordLanes>(lanes);
-    WordLanes narrow;
-    if constexpr (kBrain) {
-      narrow = narrow_bfloat16(wide);
+    if constexpr (kSixteenBits) {
+      const auto wide = same_bits<typename Conversions<kLanes>::Words>(lanes);
+      typename Conversions<kLanes>::Words narrow;
+      if constexpr (std::is_same_v<Stored, BFloat16Bits>) {
+        narrow = Conversions<kLanes>::narrow_bfloat16(wide);
+      } else {
+        narrow = Conversions<kLanes>::narrow_float16(wide);
+      }
+      const auto bits = __builtin_convertvector(narrow, typename Vector<uint16_t, kLanes>::Type);
+      std::memcpy(to, &bits, sizeof(bits));
     } else {
-      narrow = narrow_float16(wide);
+      std::memcpy(to, &lanes, sizeof(Lanes));
     }
-    const HalfWordLanes bits = __builtin_convertvector(narrow, HalfWordLanes);
-    std::memcpy(to, &bits, sizeof(bits));
+  }
+
+  /// The first `count` < kLanes numbers; the other lanes are zero.
+  static MASKRAY_INLINE Lanes load_some(const Stored* from, int64_t count) {
+    Stored padded[kLanes] = {};
+    std::memcpy(padded, from, static_cast<size_t>(count) * sizeof(Stored));
+    return load(padded);
+  }
+
+  static MASKRAY_INLINE void store_some(Stored* to, const Lanes& lanes, int64_t count) {
+    Stored padded[kLanes];
+    store(padded, lanes);
+    std::memcpy(to, padded, static_cast<size_t>(count) * sizeof(Stored));
   }
 };
 
-template <>
-struct Numbers<BFloat16Bits> : SixteenBitNumbers<BFloat16Bits> {};
-template <>
-struct Numbers<Float16Bits> : SixteenBitNumbers<Float16Bits> {};
-
-/// The first `count` < 16 numbers; the other lanes are zero.
+/// The type a storage type is computed in.
 template <typename Stored>
-MASKRAY_INLINE typename Numbers<Stored>::Lanes load_some(const Stored* from, int64_t count) {
-  Stored padded[kLanes] = {};
-  std::memcpy(padded, from, static_cast<size_t>(count) * sizeof(Stored));
-  return Numbers<Stored>::load(padded);
-}
-
-template <typename Stored>
-MASKRAY_INLINE void store_some(Stored* to, const typename Numbers<Stored>::Lanes& lanes, int64_t count) {
-  Stored padded[kLanes];
-  Numbers<Stored>::store(padded, lanes);
-  std::memcpy(to, padded, static_cast<size_t>(count) * sizeof(Stored));
-}
+using Computed = typename Numbers<Stored, Simd::kBase>::T;
 
 }  // namespace maskray

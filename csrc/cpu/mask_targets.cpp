@@ -46,13 +46,14 @@ struct SampleRow {
 struct AddSampleRow {
   template <Simd kSimd>
   static MASKRAY_INLINE void run(const SampleRow* row) {
-    using N = Numbers<float>;
+    using N = Numbers<float, kSimd>;
+    using Lanes = typename N::Lanes;
     const SampleRow r = *row;
-    for (int64_t c = 0; c < r.padded; c += kLanes) {
-      FloatLanes sum = N::load(r.sums + c);
+    for (int64_t c = 0; c < r.padded; c += N::kLanes) {
+      Lanes sum = N::load(r.sums + c);
       for (int64_t k = 0; k < r.samples; ++k) {
         const int64_t at = k * r.padded + c;
-        const FloatLanes left = N::load(r.low_weight + at), right = N::load(r.high_weight + at);
+        const Lanes left = N::load(r.low_weight + at), right = N::load(r.high_weight + at);
         sum += (left * r.upper) * N::load(r.top + at) + (right * r.upper) * N::load(r.top_right + at) +
                (left * r.lower) * N::load(r.bottom + at) + (right * r.lower) * N::load(r.bottom_right + at);
       }
@@ -78,11 +79,13 @@ struct GatheredRow {
   }
 };
 
+constexpr int64_t kPadding = 16;  ///< lanes of the widest variant
+
 /// Turns one RoI into targets; keeps its buffers from RoI to RoI.
 class TargetMaker {
  public:
   TargetMaker(int64_t size, bool aligned, bool binarise)
-      : size_(size), padded_((size + kLanes - 1) / kLanes * kLanes), aligned_(aligned), binarise_(binarise) {
+      : size_(size), padded_((size + kPadding - 1) / kPadding * kPadding), aligned_(aligned), binarise_(binarise) {
     sums_.resize(static_cast<size_t>(padded_));
   }
 

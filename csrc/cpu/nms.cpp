@@ -20,13 +20,15 @@ namespace {
 
 using torch::stable::Tensor;
 
+constexpr int64_t kPadding = 16;  ///< lanes of the widest variant
+
 /// Boxes of one group as columns, best first. Padded to whole lanes.
 struct Columns {
   std::vector<float> x1, y1, x2, y2, area;
   std::vector<uint32_t> gone;  ///< all ones: suppressed
 
   void resize(size_t count) {
-    const size_t padded = (count + kLanes - 1) / kLanes * kLanes;
+    const size_t padded = (count + kPadding - 1) / kPadding * kPadding;
     for (std::vector<float>* column : {&x1, &y1, &x2, &y2, &area}) {
       column->assign(padded, 0.0f);
     }
@@ -43,35 +45,44 @@ struct Group {
 };
 
 // max and min as torchvision's CPU code has them (std::max, std::min), which fixes what NaN does.
-MASKRAY_INLINE FloatLanes larger(const FloatLanes& a, const FloatLanes& b) { return a < b ? b : a; }
-MASKRAY_INLINE FloatLanes smaller(const FloatLanes& a, const FloatLanes& b) { return b < a ? b : a; }
+template <typename Lanes>
+MASKRAY_INLINE Lanes larger(const Lanes& a, const Lanes& b) {
+  return a < b ? b : a;
+}
+template <typename Lanes>
+MASKRAY_INLINE Lanes smaller(const Lanes& a, const Lanes& b) {
+  return b < a ? b : a;
+}
+
 
 struct Suppress {
   template <Simd kSimd>
   static MASKRAY_INLINE void run(const Group* group) {
-    using N = Numbers<float>;
+    using N = Numbers<float, kSimd>;
+    using Lanes = typename N::Lanes;
+    using Words = typename Conversions<N::kLanes>::Words;
     const Group g = *group;
     for (int64_t i = 0; i < g.count; ++i) {
       if (g.gone[i] != 0U) {
         continue;
       }
-      const FloatLanes zero{};
-      const FloatLanes x1 = zero + g.x1[i], y1 = zero + g.y1[i], x2 = zero + g.x2[i], y2 = zero + g.y2[i];
+      const Lanes zero{};
+      const Lanes x1 = zero + g.x1[i], y1 = zero + g.y1[i], x2 = zero + g.x2[i], y2 = zero + g.y2[i];
       const float area = g.area[i];
       // Starts at the lanes that hold i itself: what stands before i, and i, is put back below.
-      const int64_t start = i / kLanes * kLanes;
-      uint32_t before[kLanes];
+      const int64_t start = i / N::kLanes * N::kLanes;
+      uint32_t before[N::kLanes];
       std::copy(g.gone + start, g.gone + i + 1, before);
-      for (int64_t j = start; j < g.count; j += kLanes) {
-        const FloatLanes w =
+      for (int64_t j = start; j < g.count; j += N::kLanes) {
+        const Lanes w =
             larger(zero, smaller(x2, N::load(g.x2 + j)) - larger(x1, N::load(g.x1 + j)));
-        const FloatLanes h =
+        const Lanes h =
             larger(zero, smaller(y2, N::load(g.y2 + j)) - larger(y1, N::load(g.y1 + j)));
-        const FloatLanes inter = w * h;
-        const FloatLanes iou = inter / (N::load(g.area + j) + area - inter);
-        WordLanes gone;
+        const Lanes inter = w * h;
+        const Lanes iou = inter / (N::load(g.area + j) + area - inter);
+        Words gone;
         std::memcpy(&gone, g.gone + j, sizeof(gone));
-        gone |= (WordLanes)(iou > g.threshold);
+        gone |= (Words)(iou > g.threshold);
         std::memcpy(g.gone + j, &gone, sizeof(gone));
       }
       std::copy(before, before + (i + 1 - start), g.gone + start);

@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
 #include "cpu/roi_inputs.h"
 #include "cpu/roi_taps.h"
@@ -18,7 +19,7 @@ namespace {
 /// One RoI's work: where it reads and writes, and its taps along both axes.
 template <typename Stored>
 struct RoiTask {
-  using T = typename Numbers<Stored>::T;
+  using T = Computed<Stored>;
   const Stored* image;  ///< [height, width, channels]
   Stored* out;          ///< [pooled height, pooled width, channels]
   int64_t channels, width;
@@ -29,185 +30,174 @@ struct RoiTask {
   int64_t* row_in;     ///< the cell each row buffer holds, -1: none
 };
 
-/// sum over taps of weight x image[row, cell, channel..], for kBlock x 16 channels.
-template <typename Stored, int kBlock, bool kPartial>
-MASKRAY_INLINE void sum_columns(const Stored* row, const Tap<typename Numbers<Stored>::T>* taps, int64_t count,
-                                int64_t channels, int64_t partial, typename Numbers<Stored>::Lanes* sum) {
-  using N = Numbers<Stored>;
+/// Loads and stores of one register, or of its first `some` numbers at the end of the channels.
+template <bool kPartial, typename N, typename Stored>
+MASKRAY_INLINE typename N::Lanes load(const Stored* from, int64_t some) {
+  if constexpr (kPartial) {
+    return N::load_some(from, some);
+  } else {
+    return N::load(from);
+  }
+}
+
+template <bool kPartial, typename N, typename Stored>
+MASKRAY_INLINE void store(Stored* to, const typename N::Lanes& lanes, int64_t some) {
+  if constexpr (kPartial) {
+    N::store_some(to, lanes, some);
+  } else {
+    N::store(to, lanes);
+  }
+}
+
+/// Registers that are summed side by side: two such blocks must fit the 16 registers of AVX2 and SSE, the 32 of AVX-512.
+template <Simd kSimd>
+constexpr int kBlockOf = kSimd == Simd::kAvx512 ? 8 : 4;
+
+/// Call block(number of registers, partial?, first number, count if partial) until `count` numbers are done.
+template <Simd kSimd, int64_t kLanes, typename F>
+MASKRAY_INLINE void over_numbers(int64_t count, const F& block) {
+  constexpr int kBlock = kBlockOf<kSimd>;
+  int64_t c = 0;
+  for (; c + kBlock * kLanes <= count; c += kBlock * kLanes) {
+    block(std::integral_constant<int, kBlock>{}, std::false_type{}, c, int64_t{0});
+  }
+  for (; c + kLanes <= count; c += kLanes) {
+    block(std::integral_constant<int, 1>{}, std::false_type{}, c, int64_t{0});
+  }
+  if (c < count) {
+    block(std::integral_constant<int, 1>{}, std::true_type{}, c, count - c);
+  }
+}
+
+/// sum[..] = sum over taps of weight x row[cell, channel..].
+template <typename N, int kBlock, bool kPartial, typename Stored>
+MASKRAY_INLINE void sum_columns(const Stored* row, const Tap<typename N::T>* taps, int64_t count, int64_t channels,
+                                int64_t some, typename N::Lanes* sum) {
   for (int64_t j = 0; j < count; ++j) {
     const Stored* from = row + taps[j].cell * channels;
     const typename N::T weight = taps[j].weight;
     for (int k = 0; k < kBlock; ++k) {
-      typename N::Lanes value;
-      if constexpr (kPartial) {
-        value = load_some(from, partial);
-      } else {
-        value = N::load(from + k * kLanes);
-      }
-      sum[k] = j == 0 ? value * weight : sum[k] + value * weight;
+      sum[k] += load<kPartial, N>(from + k * N::kLanes, some) * weight;
     }
   }
 }
 
-/// One bin without row buffers, for kBlock x 16 channels (or `partial` channels).
-template <typename Stored, int kBlock, bool kPartial>
-MASKRAY_INLINE void bin_block(const RoiTask<Stored>& task, int64_t by, int64_t bx, int64_t c, int64_t partial) {
-  using N = Numbers<Stored>;
-  const auto* y_taps = task.y->taps.data() + task.y->first[by];
-  const auto* x_taps = task.x->taps.data() + task.x->first[bx];
-  const int64_t y_count = task.y->first[by + 1] - task.y->first[by];
-  const int64_t x_count = task.x->first[bx + 1] - task.x->first[bx];
-  typename N::Lanes total[kBlock] = {};
-  if (x_count > 0) {
-    for (int64_t i = 0; i < y_count; ++i) {
-      typename N::Lanes sum[kBlock] = {};
-      const Stored* row = task.image + y_taps[i].cell * task.width * task.channels + c;
-      sum_columns<Stored, kBlock, kPartial>(row, x_taps, x_count, task.channels, partial, sum);
-      for (int k = 0; k < kBlock; ++k) {
-        total[k] = i == 0 ? sum[k] * y_taps[i].weight : total[k] + sum[k] * y_taps[i].weight;
-      }
-    }
-  }
-  Stored* to = task.out + (by * task.bins_x + bx) * task.channels + c;
-  for (int k = 0; k < kBlock; ++k) {
-    if constexpr (kPartial) {
-      store_some(to, total[k], partial);
-    } else {
-      N::store(to + k * kLanes, total[k]);
-    }
-  }
-}
-
-/// Call block<kBlock, kPartial>(first channel, partial count) until all channels are done.
-template <int kBlock, typename F>
-MASKRAY_INLINE void over_channels(int64_t channels, const F& block) {
-  int64_t c = 0;
-  for (; c + kBlock * kLanes <= channels; c += kBlock * kLanes) {
-    block(std::integral_constant<int, kBlock>{}, std::false_type{}, c, int64_t{0});
-  }
-  for (; c + kLanes <= channels; c += kLanes) {
-    block(std::integral_constant<int, 1>{}, std::false_type{}, c, int64_t{0});
-  }
-  if (c < channels) {
-    block(std::integral_constant<int, 1>{}, std::true_type{}, c, channels - c);
-  }
-}
-
-/// Registers hold two blocks: 4 x 16 numbers each fit AVX-512's 32 registers, 2 x 16 the 16 of AVX2 and SSE.
-template <Simd kSimd>
-constexpr int kBlockOf = kSimd == Simd::kAvx512 ? 4 : 2;
-
+/// One bin at a time, in registers.
 template <typename Stored>
 struct Direct {
   template <Simd kSimd>
   static MASKRAY_INLINE void run(const RoiTask<Stored>* task) {
     for (int64_t by = 0; by < task->bins_y; ++by) {
       for (int64_t bx = 0; bx < task->bins_x; ++bx) {
-        over_channels<kBlockOf<kSimd>>(
-            task->channels, [task, by, bx](auto block, auto partial, int64_t c, int64_t count) MASKRAY_LAMBDA_INLINE {
-              bin_block<Stored, block(), partial()>(*task, by, bx, c, count);
-            });
+        bin<kSimd>(*task, by, bx);
       }
     }
   }
-};
 
-/// Fill row buffer [bins_x, channels] with the column sums of one row of the map.
-template <typename Stored, Simd kSimd>
-MASKRAY_INLINE void fill_row(const RoiTask<Stored>& task, int64_t cell, typename Numbers<Stored>::T* buffer) {
-  using N = Numbers<Stored>;
-  using T = typename N::T;
-  for (int64_t bx = 0; bx < task.bins_x; ++bx) {
-    const auto* taps = task.x->taps.data() + task.x->first[bx];
-    const int64_t count = task.x->first[bx + 1] - task.x->first[bx];
-    const Stored* row = task.image + cell * task.width * task.channels;
-    T* to = buffer + bx * task.channels;
-    over_channels<kBlockOf<kSimd>>(
-        task.channels, [&](auto block, auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
-          typename N::Lanes sum[block()] = {};
-          sum_columns<Stored, block(), partial()>(row + c, taps, count, task.channels, some, sum);
-          for (int k = 0; k < block(); ++k) {
-            if constexpr (partial()) {
-              store_some(to + c, sum[k], some);
-            } else {
-              Numbers<T>::store(to + c + k * kLanes, sum[k]);
+  template <Simd kSimd>
+  static MASKRAY_INLINE void bin(const RoiTask<Stored>& task, int64_t by, int64_t bx) {
+    using N = Numbers<Stored, kSimd>;
+    const auto* y_taps = task.y->taps.data() + task.y->first[by];
+    const auto* x_taps = task.x->taps.data() + task.x->first[bx];
+    const int64_t y_count = task.y->first[by + 1] - task.y->first[by];
+    const int64_t x_count = task.x->first[bx + 1] - task.x->first[bx];
+    const int64_t channels = task.channels, row_size = task.width * channels;
+    const Stored* image = task.image;
+    Stored* to = task.out + (by * task.bins_x + bx) * channels;
+    over_numbers<kSimd, N::kLanes>(
+        channels, [&](auto block, auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
+          typename N::Lanes total[block()] = {};
+          for (int64_t i = 0; i < y_count; ++i) {
+            typename N::Lanes sum[block()] = {};
+            const Stored* row = image + y_taps[i].cell * row_size + c;
+            sum_columns<N, block(), partial()>(row, x_taps, x_count, channels, some, sum);
+            for (int k = 0; k < block(); ++k) {
+              total[k] += sum[k] * y_taps[i].weight;
             }
+          }
+          for (int k = 0; k < block(); ++k) {
+            store<partial(), N>(to + c + k * N::kLanes, total[k], some);
           }
         });
   }
-}
+};
 
-/// Number of the row buffer that holds `cell`, filled now if none does. Buffers of cells in `keep` are not given away.
-template <typename Stored, Simd kSimd>
-MASKRAY_INLINE int64_t row_buffer(const RoiTask<Stored>& task, int64_t cell,
-                                  const Tap<typename Numbers<Stored>::T>* keep, int64_t num_keep) {
-  const int64_t buffers = task.y->longest;
-  for (int64_t s = 0; s < buffers; ++s) {
-    if (task.row_in[s] == cell) {
-      return s;
-    }
-  }
-  int64_t slot = 0;
-  const auto kept = [&](int64_t held) MASKRAY_LAMBDA_INLINE {
-    for (int64_t i = 0; i < num_keep; ++i) {
-      if (keep[i].cell == held) {
-        return true;
-      }
-    }
-    return false;
-  };
-  while (slot + 1 < buffers && kept(task.row_in[slot])) {
-    ++slot;
-  }
-  fill_row<Stored, kSimd>(task, cell, task.rows + slot * task.bins_x * task.channels);
-  task.row_in[slot] = cell;
-  return slot;
-}
-
+/// One row of bins at a time, from kept sums of the rows of the map.
 template <typename Stored>
 struct Buffered {
+  using T = Computed<Stored>;
+  static constexpr int64_t kMostBuffers = 8;  ///< more rows per bin than this are too many for the cache: use Direct
+
   template <Simd kSimd>
   static MASKRAY_INLINE void run(const RoiTask<Stored>* task) {
-    using N = Numbers<Stored>;
-    using T = typename N::T;
+    using N = Numbers<Stored, kSimd>;
+    using Row = Numbers<T, kSimd>;
     const int64_t row_size = task->bins_x * task->channels;
     std::fill(task->row_in, task->row_in + task->y->longest, int64_t{-1});
     for (int64_t by = 0; by < task->bins_y; ++by) {
       const Tap<T>* taps = task->y->taps.data() + task->y->first[by];
       const int64_t count = task->y->first[by + 1] - task->y->first[by];
-      int64_t slots[kMostBuffers];
+      const T* rows[kMostBuffers];
       for (int64_t i = 0; i < count; ++i) {
-        slots[i] = row_buffer<Stored, kSimd>(*task, taps[i].cell, taps, count);
+        rows[i] = row_of<kSimd>(*task, taps[i].cell, taps, count);
       }
-      const T* rows = task->rows;
       Stored* to = task->out + by * row_size;
-      over_channels<kBlockOf<kSimd>>(
+      over_numbers<kSimd, N::kLanes>(
           row_size, [&](auto block, auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
             typename N::Lanes total[block()] = {};
             for (int64_t i = 0; i < count; ++i) {
-              const T* from = rows + slots[i] * row_size + c;
               for (int k = 0; k < block(); ++k) {
-                typename N::Lanes value;
-                if constexpr (partial()) {
-                  value = load_some(from, some);
-                } else {
-                  value = Numbers<T>::load(from + k * kLanes);
-                }
-                total[k] = i == 0 ? value * taps[i].weight : total[k] + value * taps[i].weight;
+                total[k] += load<partial(), Row>(rows[i] + c + k * N::kLanes, some) * taps[i].weight;
               }
             }
             for (int k = 0; k < block(); ++k) {
-              if constexpr (partial()) {
-                store_some(to + c, total[k], some);
-              } else {
-                N::store(to + c + k * kLanes, total[k]);
-              }
+              store<partial(), N>(to + c + k * N::kLanes, total[k], some);
             }
           });
     }
   }
 
-  static constexpr int64_t kMostBuffers = 8;  ///< more rows per bin than this are too many for the cache: use Direct
+  /// The sums [bins_x, channels] of row `cell`, made now if not kept. Rows in `keep` are needed and stay.
+  template <Simd kSimd>
+  static MASKRAY_INLINE const T* row_of(const RoiTask<Stored>& task, int64_t cell, const Tap<T>* keep,
+                                        int64_t num_keep) {
+    const int64_t buffers = task.y->longest, size = task.bins_x * task.channels;
+    for (int64_t s = 0; s < buffers; ++s) {
+      if (task.row_in[s] == cell) {
+        return task.rows + s * size;
+      }
+    }
+    const auto needed = [keep, num_keep](int64_t held) {
+      return std::any_of(keep, keep + num_keep, [held](const Tap<T>& tap) { return tap.cell == held; });
+    };
+    int64_t slot = 0;
+    while (slot + 1 < buffers && needed(task.row_in[slot])) {
+      ++slot;
+    }
+    fill_row<kSimd>(task, cell, task.rows + slot * size);
+    task.row_in[slot] = cell;
+    return task.rows + slot * size;
+  }
+
+  template <Simd kSimd>
+  static MASKRAY_INLINE void fill_row(const RoiTask<Stored>& task, int64_t cell, T* buffer) {
+    using N = Numbers<Stored, kSimd>;
+    using Row = Numbers<T, kSimd>;
+    const Stored* row = task.image + cell * task.width * task.channels;
+    for (int64_t bx = 0; bx < task.bins_x; ++bx) {
+      const Tap<T>* taps = task.x->taps.data() + task.x->first[bx];
+      const int64_t count = task.x->first[bx + 1] - task.x->first[bx];
+      T* to = buffer + bx * task.channels;
+      over_numbers<kSimd, N::kLanes>(
+          task.channels, [&](auto block, auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
+            typename N::Lanes sum[block()] = {};
+            sum_columns<N, block(), partial()>(row + c, taps, count, task.channels, some, sum);
+            for (int k = 0; k < block(); ++k) {
+              store<partial(), Row>(to + c + k * N::kLanes, sum[k], some);
+            }
+          });
+    }
+  }
 };
 
 /// Whether keeping row sums pays: the bins share enough rows to save more loads than the buffers cost.
@@ -227,7 +217,7 @@ bool rows_pay(const TapLists<T>& y, const TapLists<T>& x, int64_t bins_x) {
 template <typename Stored>
 void forward(const std::vector<Tensor>& features, const std::vector<MapSize>& maps, const Tensor& rois,
              const Tensor& levels, const std::vector<double>& scales, const Pooling& pooling, Tensor& out) {
-  using T = typename Numbers<Stored>::T;
+  using T = Computed<Stored>;
   const std::vector<Roi<T>> all = read_rois<T>(rois, levels, maps);
   const int64_t channels = maps[0].channels;
   const int64_t out_size = pooling.height * pooling.width * channels;
@@ -285,6 +275,7 @@ Tensor roi_align(std::vector<Tensor> features, Tensor rois, Tensor levels, int64
   const ScalarType type = features[0].scalar_type();
   Tensor out = torch::stable::empty({rois.size(0), maps[0].channels, height, width}, type, std::nullopt,
                                     features[0].device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
+  prefer_huge_pages(out.mutable_data_ptr(), static_cast<size_t>(out.numel()) * out.element_size());
   with_storage(type, [&](auto stored) {
     forward<decltype(stored)>(features, maps, rois, levels, scales, {height, width, sampling_ratio, aligned}, out);
   });

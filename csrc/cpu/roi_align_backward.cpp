@@ -7,6 +7,7 @@
 
 #include <algorithm>
 
+#include "cpu/huge_pages.h"
 #include "cpu/parallel.h"
 #include "cpu/roi_inputs.h"
 #include "cpu/roi_taps.h"
@@ -24,7 +25,7 @@ struct RoiShare {
 /// One RoI's part in one band.
 template <typename Stored>
 struct BandTask {
-  using T = typename Numbers<Stored>::T;
+  using T = Computed<Stored>;
   T* band;              ///< [rows of the band, width, channels]
   const Stored* grad;   ///< [bins_y, bins_x, channels]
   T* bins;              ///< scratch [bins_x, channels]: the gradient that reaches one row
@@ -33,60 +34,29 @@ struct BandTask {
   int64_t width, channels, bins_x;
 };
 
-template <typename Lanes, typename From>
-MASKRAY_INLINE Lanes load_lanes(const From* from, bool partial, int64_t some) {
-  return partial ? load_some(from, some) : Numbers<From>::load(from);
+/// Loads and stores of one register, or of its first `some` numbers.
+template <typename N, typename From>
+MASKRAY_INLINE typename N::Lanes load(const From* from, int64_t some) {
+  return some < N::kLanes ? N::load_some(from, some) : N::load(from);
 }
 
-template <typename To, typename Lanes>
-MASKRAY_INLINE void store_lanes(To* to, const Lanes& lanes, bool partial, int64_t some) {
-  if (partial) {
-    store_some(to, lanes, some);
+template <typename N, typename To>
+MASKRAY_INLINE void store(To* to, const typename N::Lanes& lanes, int64_t some) {
+  if (some < N::kLanes) {
+    N::store_some(to, lanes, some);
   } else {
-    Numbers<To>::store(to, lanes);
-  }
-}
-
-/// bins[0..count) = sum over the row's taps of weight x gradient.
-template <typename Stored>
-MASKRAY_INLINE void gather_row(const BandTask<Stored>& task, const Tap<typename Numbers<Stored>::T>* taps,
-                               int64_t num_taps) {
-  using N = Numbers<Stored>;
-  using T = typename N::T;
-  const int64_t size = task.bins_x * task.channels;
-  for (int64_t c = 0; c < size; c += kLanes) {
-    const bool partial = c + kLanes > size;
-    typename N::Lanes sum = load_lanes<typename N::Lanes>(task.grad + taps[0].cell * size + c, partial, size - c) *
-                            taps[0].weight;
-    for (int64_t i = 1; i < num_taps; ++i) {
-      sum += load_lanes<typename N::Lanes>(task.grad + taps[i].cell * size + c, partial, size - c) * taps[i].weight;
-    }
-    store_lanes<T>(task.bins + c, sum, partial, size - c);
-  }
-}
-
-/// cell[0..channels) += sum over the cell's taps of weight x bins.
-template <typename T>
-MASKRAY_INLINE void add_cell(T* cell, const T* bins, const Tap<T>* taps, int64_t num_taps, int64_t channels) {
-  using N = Numbers<T>;
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    const bool partial = c + kLanes > channels;
-    const int64_t some = channels - c;
-    typename N::Lanes sum =
-        load_lanes<typename N::Lanes>(bins + taps[0].cell * channels + c, partial, some) * taps[0].weight;
-    for (int64_t i = 1; i < num_taps; ++i) {
-      sum += load_lanes<typename N::Lanes>(bins + taps[i].cell * channels + c, partial, some) * taps[i].weight;
-    }
-    store_lanes<T>(cell + c, load_lanes<typename N::Lanes>(cell + c, partial, some) + sum, partial, some);
+    N::store(to, lanes);
   }
 }
 
 template <typename Stored>
 struct AddRoi {
+  using T = Computed<Stored>;
+
   template <Simd kSimd>
   static MASKRAY_INLINE void run(const BandTask<Stored>* task) {
-    const auto& y = task->share->y;
-    const auto& x = task->share->x;
+    const CellLists<T>& y = task->share->y;
+    const CellLists<T>& x = task->share->x;
     const int64_t begin = std::max(task->first_row, y.begin);
     const int64_t end = std::min(task->last_row, y.end());
     for (int64_t row = begin; row < end; ++row) {
@@ -95,15 +65,43 @@ struct AddRoi {
       if (count == 0) {
         continue;
       }
-      gather_row<Stored>(*task, y.taps.data() + first, count);
-      auto* cells = task->band + (row - task->first_row) * task->width * task->channels;
+      gather_row<kSimd>(*task, y.taps.data() + first, count);
+      T* cells = task->band + (row - task->first_row) * task->width * task->channels;
       for (int64_t column = x.begin; column < x.end(); ++column) {
         const int64_t from = x.first[column - x.begin];
         const int64_t taps = x.first[column - x.begin + 1] - from;
         if (taps > 0) {
-          add_cell(cells + column * task->channels, task->bins, x.taps.data() + from, taps, task->channels);
+          add_cell<kSimd>(cells + column * task->channels, task->bins, x.taps.data() + from, taps, task->channels);
         }
       }
+    }
+  }
+
+  /// bins[..] = sum over the row's taps of weight x gradient.
+  template <Simd kSimd>
+  static MASKRAY_INLINE void gather_row(const BandTask<Stored>& task, const Tap<T>* taps, int64_t num_taps) {
+    using N = Numbers<Stored, kSimd>;
+    const int64_t size = task.bins_x * task.channels;
+    for (int64_t c = 0; c < size; c += N::kLanes) {
+      typename N::Lanes sum = load<N>(task.grad + taps[0].cell * size + c, size - c) * taps[0].weight;
+      for (int64_t i = 1; i < num_taps; ++i) {
+        sum += load<N>(task.grad + taps[i].cell * size + c, size - c) * taps[i].weight;
+      }
+      store<Numbers<T, kSimd>>(task.bins + c, sum, size - c);
+    }
+  }
+
+  /// cell[0..channels) += sum over the cell's taps of weight x bins.
+  template <Simd kSimd>
+  static MASKRAY_INLINE void add_cell(T* cell, const T* bins, const Tap<T>* taps, int64_t num_taps, int64_t channels) {
+    using N = Numbers<T, kSimd>;
+    for (int64_t c = 0; c < channels; c += N::kLanes) {
+      const int64_t some = channels - c;
+      typename N::Lanes sum = load<N>(bins + taps[0].cell * channels + c, some) * taps[0].weight;
+      for (int64_t i = 1; i < num_taps; ++i) {
+        sum += load<N>(bins + taps[i].cell * channels + c, some) * taps[i].weight;
+      }
+      store<N>(cell + c, load<N>(cell + c, some) + sum, some);
     }
   }
 };
@@ -113,9 +111,9 @@ template <typename Stored>
 struct NarrowBand {
   template <Simd kSimd>
   static MASKRAY_INLINE void run(const float* from, Stored* to, int64_t count) {
-    for (int64_t i = 0; i < count; i += kLanes) {
-      const bool partial = i + kLanes > count;
-      store_lanes<Stored>(to + i, load_lanes<FloatLanes>(from + i, partial, count - i), partial, count - i);
+    using N = Numbers<Stored, kSimd>;
+    for (int64_t i = 0; i < count; i += N::kLanes) {
+      store<N>(to + i, load<Numbers<float, kSimd>>(from + i, count - i), count - i);
     }
   }
 };
@@ -177,7 +175,7 @@ std::vector<std::vector<std::vector<RoiShare<T>>>> shares_by_image(const std::ve
 template <typename Stored>
 void backward(const Tensor& grad, const Tensor& rois, const Tensor& levels, const std::vector<MapSize>& maps,
               const std::vector<double>& scales, const Pooling& pooling, std::vector<Tensor>& out) {
-  using T = typename Numbers<Stored>::T;
+  using T = Computed<Stored>;
   const auto grouped = shares_by_image(read_rois<T>(rois, levels, maps), maps, scales, pooling);
   const std::vector<Band> bands = split_into_bands(maps);
   const Stored* grads = static_cast<const Stored*>(grad.const_data_ptr());
@@ -226,6 +224,7 @@ std::vector<Tensor> roi_align_backward(Tensor grad, Tensor rois, Tensor levels, 
     out.push_back(torch::stable::empty({sizes[i], sizes[i + 1], sizes[i + 2], sizes[i + 3]}, grad.scalar_type(),
                                        std::nullopt, grad.device(), std::nullopt,
                                        torch::headeronly::MemoryFormat::ChannelsLast));
+    prefer_huge_pages(out.back().mutable_data_ptr(), static_cast<size_t>(out.back().numel()) * grad.element_size());
   }
   const Pooling pooling{grad.size(2), grad.size(3), sampling_ratio, aligned};
   with_storage(grad.scalar_type(), [&](auto stored) {

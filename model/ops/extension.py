@@ -2,12 +2,17 @@
 
 import functools
 import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
 VERSION = 1
 """Interface version of the operators; ``csrc/schemas.cpp`` states the same number."""
+
+ERROR_PREFIX = "maskray: "
+"""How the operators mark an error in their input (``csrc/check.h``)."""
 
 BUILD_COMMAND = "pip install --no-build-isolation -e ."
 
@@ -24,12 +29,13 @@ def load() -> None:
         raise ImportError(
             f"the compiled operators (_maskray_ops) are not built; run `{BUILD_COMMAND}` in the source tree"
         )
-    torch.ops.load_library(spec.origin)
+    load_library: Callable[[str], None] = torch.ops.load_library
+    load_library(spec.origin)
     found = int(torch.ops.maskray.version())
     if found != VERSION:
         raise ImportError(
-            f"the compiled operators at {spec.origin} have interface version {found}, this code wants {VERSION}; "
-            f"run `{BUILD_COMMAND}` again"
+            f"the compiled operators at {spec.origin} have interface version {found}, this code wants "
+            f"{VERSION}; run `{BUILD_COMMAND}` again"
         )
 
 
@@ -50,3 +56,23 @@ def check_device(what: str, tensor: Tensor) -> None:
             f"{what} is on {tensor.device}, but the operators were built without CUDA: install nvcc and run "
             f"`{BUILD_COMMAND}` again, or move the inputs to the CPU"
         )
+
+
+def call(operator: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 - each operator returns its own
+    """``operator(*args)``, with the errors it finds in its input as ``ValueError``.
+
+    torch raises every C++ exception as ``RuntimeError``; those of torch itself (out of memory, say) stay
+    that. Inside a compiled graph the call is left as it is.
+
+    Raises:
+        ValueError: The operator refused its input.
+    """
+    if torch.compiler.is_compiling():
+        return operator(*args)
+    try:
+        return operator(*args)
+    except RuntimeError as error:
+        message = str(error)
+        if not message.startswith(ERROR_PREFIX):
+            raise
+        raise ValueError(message.removeprefix(ERROR_PREFIX)) from None

@@ -1,10 +1,11 @@
 """Instance masks: packed crops to training targets, predicted probabilities to COCO run lengths.
 
-A packed crop is the tight bitmap of one instance: ``data`` uint8 [S] holds the crops' rows one after another, and each
-instance has an ``offset`` into it and an ``extent`` (y0, x0, h, w, H, W) - rows y0..y0+h and columns x0..x0+w of an
-H x W mask that is zero elsewhere.
+A packed crop is the tight bitmap of one instance: ``data`` uint8 [S] holds the crops' rows one after another,
+and each instance has an ``offset`` into it and an ``extent`` (y0, x0, h, w, H, W) - rows y0..y0+h and columns
+x0..x0+w of an H x W mask that is zero elsewhere.
 """
 
+import itertools
 from typing import NamedTuple, cast
 
 import torch
@@ -39,9 +40,9 @@ def mask_targets(
 ) -> Tensor:
     """Mask of each RoI's instance inside the RoI, on a ``size`` x ``size`` grid.
 
-    Exactly RoIAlign (scale 1, adaptive sampling, float32) of the whole mask that the crop stands for, so that the rule
-    at the border of a mask and of a picture is the whole mask's. MMDetection and Detectron2 use aligned and binarised
-    targets, torchvision neither. Not differentiable.
+    Exactly RoIAlign (scale 1, adaptive sampling, float32) of the whole mask that the crop stands for, so that
+    the rule at the border of a mask and of a picture is the whole mask's. MMDetection and Detectron2 use
+    aligned and binarised targets, torchvision neither. Not differentiable.
 
     Args:
         data: Mask pixels 0 or 1, uint8 [S].
@@ -57,8 +58,8 @@ def mask_targets(
         float32 [R, size, size].
 
     Raises:
-        ValueError: A shape, type or device does not fit, a crop reaches out of its data or picture, or an index is out
-            of range.
+        ValueError: A shape, type or device does not fit, a crop reaches out of its data or picture, or an
+            index is out of range.
     """
     if data.dtype != torch.uint8 or data.dim() != 1:
         raise ValueError(f"mask data is {data.dtype} {list(data.shape)}, wanted uint8 [S] of 0 and 1")
@@ -69,22 +70,90 @@ def mask_targets(
         )
     if offsets.dim() != 1 or extents.shape != (*offsets.shape, 6):
         raise ValueError(
-            f"mask targets got offsets {list(offsets.shape)} and extents {list(extents.shape)}, wanted [T] and [T, 6]"
+            f"mask targets got offsets {list(offsets.shape)} and extents {list(extents.shape)}, wanted [T] "
+            "and [T, 6]"
         )
     if rois.dim() != 2 or rois.shape[1] != 4 or crop_index.shape != rois.shape[:1] or size < 1:
         raise ValueError(
-            f"mask targets got rois {list(rois.shape)}, crop_index {list(crop_index.shape)} and size {size}, wanted "
-            "[R, 4], [R] and at least 1"
+            f"mask targets got rois {list(rois.shape)}, crop_index {list(crop_index.shape)} and size "
+            f"{size}, wanted [R, 4], [R] and at least 1"
         )
     extension.check_device("mask data", data)
-    targets = torch.ops.maskray.mask_targets(
-        data, offsets, extents, rois.detach().float(), crop_index, size, aligned, binarise
+    operator = torch.ops.maskray.mask_targets
+    targets = extension.call(
+        operator, data, offsets, extents, rois.detach().float(), crop_index, size, aligned, binarise
     )
     return cast(Tensor, targets)
 
 
-@torch.library.register_fake("maskray::mask_targets")
 def _mask_targets_fake(
     data: Tensor, offsets: Tensor, extents: Tensor, rois: Tensor, crop_index: Tensor, size: int, *rules: bool
 ) -> Tensor:
     return rois.new_empty((rois.shape[0], size, size), dtype=torch.float32)
+
+
+def mask_rle(
+    probs: Tensor, boxes: Tensor, sizes_hw: Tensor, threshold: float = 0.5, *, padded: bool
+) -> MaskRuns:
+    """Run lengths of predicted masks pasted into their pictures, without ever making a full-size mask.
+
+    ``padded=False`` is the rule of Detectron2 and MMDetection: ``grid_sample`` at pixel centres, and a pixel
+    belongs to the mask if its probability is at least the threshold. It covers the whole picture, as those
+    two do on a GPU; on a CPU they stop one pixel outside the box, which at a threshold of 0.5 or more changes
+    nothing. ``padded=True`` is torchvision's: map padded by one cell, box grown and cut to whole pixels,
+    bilinear resize, above the threshold. Runs on the CPU: move the inputs there first.
+
+    Args:
+        probs: Probabilities, [D, M, M], 0..1.
+        boxes: x1, y1, x2, y2 in pixels of the picture, [D, 4].
+        sizes_hw: Height and width of each detection's picture, int64 [D, 2].
+        threshold: Strictly between 0 and 1.
+        padded: Which paste rule.
+
+    Returns:
+        Strings, areas and tight boxes. A box with NaN gives an empty mask, and so does one without extent,
+        unless torchvision's rule rounds it to a pixel.
+
+    Raises:
+        ValueError: A shape, type, device or the threshold does not fit, or a picture has 2^31 pixels or more.
+    """
+    shape = probs.shape
+    if len(shape) != 3 or shape[1] != shape[2] or shape[1] < 1:
+        raise ValueError(f"mask_rle got probabilities {list(shape)}, wanted [D, M, M]")
+    if boxes.shape != (shape[0], 4) or sizes_hw.shape != (shape[0], 2) or sizes_hw.dtype != torch.int64:
+        raise ValueError(
+            f"mask_rle got boxes {list(boxes.shape)} and sizes_hw {sizes_hw.dtype} {list(sizes_hw.shape)}, "
+            f"wanted [{shape[0]}, 4] and int64 [{shape[0]}, 2]"
+        )
+    if not 0.0 < threshold < 1.0:
+        raise ValueError(f"mask_rle got threshold {threshold}, wanted a number strictly between 0 and 1")
+    for name, tensor in (("probs", probs), ("boxes", boxes), ("sizes_hw", sizes_hw)):
+        if tensor.device.type != "cpu":
+            raise ValueError(
+                f"mask_rle got {name} on {tensor.device}, run lengths are made on the CPU: call .cpu() first"
+            )
+    operator = torch.ops.maskray.mask_rle
+    joined, ends, areas, tight = extension.call(
+        operator, probs.detach().float(), boxes.detach().float(), sizes_hw, float(threshold), padded
+    )
+    text = joined.numpy().tobytes()
+    bounds = [0, *ends.tolist()]
+    counts = [text[begin:end] for begin, end in itertools.pairwise(bounds)]
+    return MaskRuns(counts, areas, tight)
+
+
+def _mask_rle_fake(
+    probs: Tensor, boxes: Tensor, sizes_hw: Tensor, threshold: float, padded: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    count = probs.shape[0]
+    total = torch.library.get_ctx().new_dynamic_size()
+    return (
+        probs.new_empty((total,), dtype=torch.uint8),
+        probs.new_empty((count,), dtype=torch.int64),
+        probs.new_empty((count,), dtype=torch.int64),
+        probs.new_empty((count, 4), dtype=torch.float32),
+    )
+
+
+torch.library.register_fake("maskray::mask_targets", _mask_targets_fake)
+torch.library.register_fake("maskray::mask_rle", _mask_rle_fake)

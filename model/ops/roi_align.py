@@ -27,18 +27,18 @@ def roi_align(
     """Average of bilinear samples in each bin of each RoI, as ``torchvision.ops.roi_align`` defines it.
 
     Args:
-        features: [N, C, H, W], float32, float64, bfloat16 or float16; 16-bit types are summed in float32. Channels-last
-            memory is used as it is, any other is copied to it.
+        features: [N, C, H, W], float32, float64, bfloat16 or float16; 16-bit types are summed in float32.
+            Channels-last memory is used as it is, any other is copied to it.
         rois: [R, 5], image index in 0..N-1, then x1, y1, x2, y2 in pixels of the picture.
         output_size: Bins along y and x; one number for both.
         spatial_scale: Cells of the map per pixel of the picture, e.g. 1/4.
         sampling_ratio: Samples per bin along each axis; 0: as many as the bin has cells, rounded up.
-        aligned: Shift by half a cell, so that a pixel's centre lies at .5; False also makes an RoI at least one cell
-            wide and high, as torchvision does by default.
+        aligned: Shift by half a cell, so that a pixel's centre lies at .5; False also makes an RoI at least
+            one cell wide and high, as torchvision does by default.
 
     Returns:
-        [R, C, h, w] in the type of ``features``, channels-last memory. Samples more than one cell outside the map
-        count as 0, as do RoIs with NaN.
+        [R, C, h, w] in the type of ``features``, channels-last memory. Samples more than one cell outside the
+        map count as 0, as do RoIs with NaN.
 
     Raises:
         ValueError: A shape, type or device does not fit, or an image index is out of range.
@@ -77,11 +77,12 @@ def pyramid_roi_align(
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
     if height < 1 or width < 1 or sampling_ratio < 0:
         raise ValueError(
-            f"RoIAlign with output_size {(height, width)} and sampling_ratio {sampling_ratio}: wanted at least 1 bin "
-            "along each axis, and a sampling ratio of 0 (adaptive) or more"
+            f"RoIAlign with output_size {(height, width)} and sampling_ratio {sampling_ratio}: wanted at "
+            "least 1 bin along each axis, and a sampling ratio of 0 (adaptive) or more"
         )
     precision = torch.float64 if features[0].dtype == torch.float64 else torch.float32
-    pooled = torch.ops.maskray.roi_align(
+    pooled = extension.call(
+        torch.ops.maskray.roi_align,
         list(features),
         rois.detach().to(precision),
         levels,
@@ -97,20 +98,20 @@ def pyramid_roi_align(
 def _check(features: Sequence[Tensor], rois: Tensor, levels: Tensor, scales: Sequence[float]) -> None:
     if len(features) == 0 or len(features) != len(scales):
         raise ValueError(
-            f"RoIAlign got {len(features)} feature maps and {len(scales)} spatial scales: give one scale a map, and at "
-            "least one map"
+            f"RoIAlign got {len(features)} feature maps and {len(scales)} spatial scales: give one scale a "
+            "map, and at least one map"
         )
     first = features[0]
     for level, map_ in enumerate(features):
         if map_.dim() != 4 or map_.dtype not in FEATURE_TYPES:
             raise ValueError(
-                f"feature map {level} is {map_.dtype} {list(map_.shape)}, wanted [N, C, H, W] of float32, float64, "
-                "bfloat16 or float16"
+                f"feature map {level} is {map_.dtype} {list(map_.shape)}, wanted [N, C, H, W] of float32, "
+                "float64, bfloat16 or float16"
             )
         if (map_.dtype, map_.shape[1], map_.device) != (first.dtype, first.shape[1], first.device):
             raise ValueError(
-                f"feature map {level} is {map_.dtype} with {map_.shape[1]} channels on {map_.device}, map 0 is "
-                f"{first.dtype} with {first.shape[1]} on {first.device}: all levels must agree"
+                f"feature map {level} is {map_.dtype} with {map_.shape[1]} channels on {map_.device}, map 0 "
+                f"is {first.dtype} with {first.shape[1]} on {first.device}: all levels must agree"
             )
     if rois.dim() != 2 or rois.shape[1] != 5 or rois.device != first.device:
         raise ValueError(
@@ -119,13 +120,12 @@ def _check(features: Sequence[Tensor], rois: Tensor, levels: Tensor, scales: Seq
         )
     if levels.dtype != torch.int64 or levels.shape != rois.shape[:1] or levels.device != first.device:
         raise ValueError(
-            f"levels are {levels.dtype} {list(levels.shape)} on {levels.device}, wanted int64 [{rois.shape[0]}], one a "
-            f"RoI, on {first.device}"
+            f"levels are {levels.dtype} {list(levels.shape)} on {levels.device}, wanted int64 "
+            f"[{rois.shape[0]}], one a RoI, on {first.device}"
         )
     extension.check_device("the feature map", first)
 
 
-@torch.library.register_fake("maskray::roi_align")
 def _roi_align_fake(
     features: list[Tensor], rois: Tensor, levels: Tensor, height: int, width: int, *settings: object
 ) -> Tensor:
@@ -133,7 +133,6 @@ def _roi_align_fake(
     return features[0].new_empty(shape).to(memory_format=torch.channels_last)
 
 
-@torch.library.register_fake("maskray::roi_align_backward")
 def _roi_align_backward_fake(
     grad: Tensor, rois: Tensor, levels: Tensor, sizes: list[int], *settings: object
 ) -> list[Tensor]:
@@ -141,17 +140,19 @@ def _roi_align_backward_fake(
     return [grad.new_empty(shape).to(memory_format=torch.channels_last) for shape in shapes]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401 - torch gives no type for it
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401 - torch gives no type
     features, rois, levels, _, _, scales, sampling_ratio, aligned = inputs
     ctx.save_for_backward(rois, levels)
     ctx.sizes = [size for map_ in features for size in map_.shape]
     ctx.settings = (scales, sampling_ratio, aligned)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[object, ...]:  # noqa: ANN401 - torch gives no type for it
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[object, ...]:  # noqa: ANN401 - torch gives no type
     rois, levels = ctx.saved_tensors
     grads = torch.ops.maskray.roi_align_backward(grad, rois, levels, ctx.sizes, *ctx.settings)
     return grads, None, None, None, None, None, None, None
 
 
 torch.library.register_autograd("maskray::roi_align", _differentiate, setup_context=_save)
+torch.library.register_fake("maskray::roi_align", _roi_align_fake)
+torch.library.register_fake("maskray::roi_align_backward", _roi_align_backward_fake)

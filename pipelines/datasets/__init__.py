@@ -1,0 +1,1 @@
+"""Sources of raw data, one module a kind."""

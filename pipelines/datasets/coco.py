@@ -1,4 +1,4 @@
-"""COCO annotation files: one pass over the JSON, objects grouped by picture, duplicates and orphans set aside."""
+"""COCO annotation files: one pass, objects grouped by picture, duplicates and orphans set aside."""
 
 from __future__ import annotations
 
@@ -61,9 +61,13 @@ def _read(uri: str) -> bytes:
     filesystem, path = storage.open_uri(uri)
     info = filesystem.get_file_info(path)
     if not storage.is_file(filesystem, path):
-        raise CocoError(f"there is no annotation file {uri}: give a COCO JSON such as instances_train2017.json")
+        raise CocoError(
+            f"there is no annotation file {uri}: give a COCO JSON such as instances_train2017.json"
+        )
     if info.size is not None and info.size > MAX_JSON_BYTES:
-        raise CocoError(f"{uri} has {info.size} bytes, the limit is {MAX_JSON_BYTES}: split it into several data sets")
+        raise CocoError(
+            f"{uri} has {info.size} bytes, the limit is {MAX_JSON_BYTES}: split it into several data sets"
+        )
     return storage.read_bytes(filesystem, path)
 
 
@@ -75,7 +79,9 @@ def _parse(raw: bytes, uri: str) -> dict[str, object]:
     except RecursionError as error:
         raise CocoError(f"{uri} is nested too deeply to be COCO: give a COCO JSON file") from error
     except ValueError as error:
-        raise CocoError(f"{uri} is not JSON: {str(error).splitlines()[0][:200]}; give a COCO JSON file") from error
+        raise CocoError(
+            f"{uri} is not JSON: {str(error).splitlines()[0][:200]}; give a COCO JSON file"
+        ) from error
     if not isinstance(body, dict):
         raise CocoError(f"{uri} holds a {type(body).__name__}, wanted an object with images and annotations")
     return body
@@ -105,7 +111,9 @@ def _classes(categories: object, uri: str) -> tuple[ClassInfo, ...]:
         category = as_id(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
         if category is None or not isinstance(name, str):
-            raise CocoError(f"{uri} has the category {shown(entry)}, wanted an integer id and a name: correct the file")
+            raise CocoError(
+                f"{uri} has the category {shown(entry)}, wanted an integer id and a name: correct the file"
+            )
         if category in made:
             raise CocoError(f"{uri} has the category id {category} twice: give each category its own id")
         points = entry.get("keypoints", [])
@@ -145,7 +153,11 @@ def _group(
         fields: Mapping[str, object] = entry if isinstance(entry, dict) else {}
         image_id, instance_id = as_id(fields.get("image_id")), as_id(fields.get("id"))
         if image_id is None or image_id not in pictures:
-            reason, field, value = Reason.UNKNOWN_IMAGE_ID, "image_id", fields.get("image_id") if fields else entry
+            reason, field, value = (
+                Reason.UNKNOWN_IMAGE_ID,
+                "image_id",
+                fields.get("image_id") if fields else entry,
+            )
         elif instance_id is not None and instance_id in seen:
             reason, field, value = Reason.DUPLICATE_INSTANCE_ID, "id", instance_id
         else:
@@ -155,6 +167,8 @@ def _group(
             grouped.setdefault(image_id, []).append(kept)
             continue
         rejections.append(
-            Rejection(reason, field, shown(value), False, image_id=image_id, instance_id=instance_id, instances=1)
+            Rejection(
+                reason, field, shown(value), False, image_id=image_id, instance_id=instance_id, instances=1
+            )
         )
     return grouped, rejections

@@ -13,7 +13,7 @@ from pipelines.rejections import Reason, Rejection, shown
 from pipelines.source_index import Index, RawRow
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
-"""Files of a folder that count as pictures. GIF and TIFF cannot be read, but are rejected aloud, not passed over."""
+"""Files of a folder that count as pictures; GIF and TIFF too, to be rejected aloud, not passed over."""
 
 _ID_BITS = 53  # ids pass through JSON, where many readers keep numbers as float64
 
@@ -28,8 +28,8 @@ def read_index(images: str) -> Index:
     An image id is a hash of the relative name, so that it stays when pictures are added.
 
     Args:
-        images: path or URI of a folder (searched with its subfolders), a glob such as `pool/*.jpg` (`*` also crosses
-            folders), or a `.txt` file of names relative to its own folder, one a line.
+        images: path or URI of a folder (searched with its subfolders), a glob such as `pool/*.jpg` (`*` also
+            crosses folders), or a `.txt` file of names relative to its own folder, one a line.
 
     Raises:
         PicturesError: nothing there.
@@ -47,7 +47,9 @@ def read_index(images: str) -> Index:
         root = path
         names = [n for n in _listed(filesystem, root, images) if n.lower().endswith(SUFFIXES)]
     if not names:
-        raise PicturesError(f"no pictures at {images}: give a folder, a glob such as pool/*.jpg, or a .txt list")
+        raise PicturesError(
+            f"no pictures at {images}: give a folder, a glob such as pool/*.jpg, or a .txt list"
+        )
     return _index(_uri_of(images, path, root), names, images)
 
 

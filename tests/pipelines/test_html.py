@@ -107,6 +107,31 @@ def test_cells_are_formatted_and_numbers_stand_right():
     assert '<th class="number">AP</th>' in source
 
 
+def test_decimals_and_bold_cells():
+    page = Page("table")
+    page.table(["name", "AP"], [["<a>", 12.34], ["b", 56.78]], decimals=1, bold={(0, 0), (1, 1)})
+    source = page.render()
+    assert "<td><b>&lt;a&gt;</b></td>" in source
+    assert '<td class="number">12.3</td>' in source
+    assert '<td class="number"><b>56.8</b></td>' in source
+
+
+@pytest.mark.parametrize(("count", "group"), [(2, "row comparisons"), (3, "row comparisons wide")])
+def test_pictures_that_belong_together_share_a_card(count, group):
+    page = Page("card")
+    for title in (NASTY, "second"):
+        page.comparison(title, [np.zeros((4, 4, 3), np.uint8)] * count, [NASTY] * count)
+    outline = parsed(page)
+    assert [attrs["class"] for tag, attrs in outline.tags if tag == "div" and attrs] == [
+        group,
+        "sides",
+        "sides",
+    ]
+    assert [tag for tag, _ in outline.tags].count("img") == 2 * count
+    with pytest.raises(ValueError, match="1 pictures have 2 captions: give one for each"):
+        page.comparison("x", [np.zeros((4, 4, 3), np.uint8)], ["a", "b"])
+
+
 def test_a_table_without_rows_has_its_head():
     page = Page("table")
     page.table(["a"], [])
@@ -127,9 +152,20 @@ def test_pictures_come_back_as_they_were():
 def test_save_replaces_and_leaves_nothing_else(tmp_path):
     path = tmp_path / "report.html"
     path.write_text("old")
-    full().save(path)
+    assert full().save(str(path)) == str(path)
     assert path.read_text("utf-8") == full().render()
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_save_makes_the_folder_and_takes_uris(tmp_path):
+    uri = (tmp_path / "new" / "report.html").as_uri()
+    assert full().save(uri) == uri
+    assert (tmp_path / "new" / "report.html").read_text("utf-8") == full().render()
+
+
+def test_a_folder_is_not_replaced(tmp_path):
+    with pytest.raises(ValueError, match="a folder is there; give a file such as"):
+        full().save(str(tmp_path))
 
 
 def test_a_ragged_table_is_refused():

@@ -1,0 +1,171 @@
+"""The evaluate command: COCO AP of a detector on a prepared data set, or of a results file."""
+
+import dataclasses
+import json
+from typing import Any, NamedTuple
+
+from pipelines import checkpoints, commit, predict, predictions, storage
+from pipelines.coco_export import to_coco
+from pipelines.coco_metrics import GroundTruth, Metrics, evaluate
+from pipelines.dataset import Dataset
+from pipelines.predictions import PredictionsManifest
+
+_FILE_NAME = "metrics.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Measure COCO AP, of boxes and of masks.
+
+    Either a checkpoint on a prepared data set (--checkpoint, --data, --out), or COCO results against COCO
+    annotations, both as files (--annotations, --results).
+
+    Attributes:
+        checkpoint: a checkpoint, or a training run (its latest checkpoint).
+        data: prepared data set with labels.
+        out: folder or URI of the predictions and metrics; the same command goes on where it stopped.
+        annotations: COCO instances file.
+        results: COCO results file, with bbox or segmentation in every row.
+        batch: pictures that go through the network together.
+        workers: processes, each with a detector; 0 takes one for each free CPU (or GPU).
+        cpus_per_worker: CPU cores and threads of each.
+        gpu: one GPU a worker.
+        address: Ray cluster to use; empty starts one on this machine.
+    """
+
+    checkpoint: str = ""
+    data: str = ""
+    out: str = ""
+    annotations: str = ""
+    results: str = ""
+    batch: int = 4
+    workers: int = 0
+    cpus_per_worker: int = 1
+    gpu: bool = False
+    address: str = ""
+
+    def __post_init__(self) -> None:
+        """Check that one of the two forms is complete.
+
+        Raises:
+            ValueError: it is not.
+        """
+        of_detector = (self.checkpoint, self.data, self.out)
+        of_files = (self.annotations, self.results)
+        if not (all(of_detector) and not any(of_files)) and not (all(of_files) and not any(of_detector)):
+            raise ValueError(
+                "evaluate needs either --checkpoint, --data and --out, or --annotations and --results, "
+                f"got {', '.join('--' + f.name for f in dataclasses.fields(self)[:5] if getattr(self, f.name)) or 'none'}"
+            )
+
+
+class Evaluation(NamedTuple):
+    """COCO metrics; a part that was not predicted is None.
+
+    Attributes:
+        box: of the boxes.
+        mask: of the masks.
+        predictions: URI of the predictions, empty where a results file was measured.
+    """
+
+    box: Metrics | None
+    mask: Metrics | None
+    predictions: str
+
+
+class EvaluationError(ValueError):
+    """Data or results that cannot be measured."""
+
+
+def _read_json(uri: str) -> Any:
+    filesystem, path = storage.open_uri(uri)
+    try:
+        return json.loads(storage.read_bytes(filesystem, path))
+    except FileNotFoundError as error:
+        raise EvaluationError(f"there is no file {uri}: give a COCO json file") from error
+    except (ValueError, RecursionError) as error:
+        raise EvaluationError(f"{uri} is not JSON ({error}): give a COCO json file") from error
+
+
+def measure_files(annotations: str, results: str) -> Evaluation:
+    """Metrics of a COCO results file against a COCO instances file.
+
+    Raises:
+        ValueError: a file is missing, malformed, or names unknown pictures or categories.
+    """
+    truth = GroundTruth.from_coco(_read_json(annotations))
+    rows = _read_json(results)
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise EvaluationError(f"{results} is not a list of COCO results: give what COCO's evaluation takes")
+    has_box = all("bbox" in row for row in rows)
+    has_mask = all("segmentation" in row for row in rows)
+    if not (has_box or has_mask):
+        raise EvaluationError(f"{results} has rows without bbox and without segmentation: one of them is needed")
+    return Evaluation(
+        evaluate(truth, rows, "bbox") if has_box else None, evaluate(truth, rows, "segm") if has_mask else None, ""
+    )
+
+
+def measure(dataset: Dataset, uri: str) -> Evaluation:
+    """Metrics of committed predictions on the data set they were made on.
+
+    Raises:
+        ValueError: predictions of another data set, or data without labels.
+    """
+    manifest = PredictionsManifest.load(uri)
+    if manifest.dataset != dataset.manifest.hash:
+        raise EvaluationError(f"the predictions at {uri} were made on other data than {dataset.uri}: predict again")
+    if manifest.classes != dataset.manifest.classes:
+        raise EvaluationError(
+            f"the detector knows {[info.name for info in manifest.classes]}, {dataset.uri} has "
+            f"{list(dataset.manifest.names)}: evaluate on data of the detector's classes"
+        )
+    truth = GroundTruth.from_coco(to_coco(dataset))
+    rows = [
+        row for picture in predictions.all_pictures(uri, manifest) for row in predictions.to_results(picture, manifest.classes)
+    ]  # fmt: skip
+    return Evaluation(evaluate(truth, rows, "bbox"), evaluate(truth, rows, "segm"), uri)
+
+
+def check_fits(checkpoint: checkpoints.Checkpoint, dataset: Dataset) -> None:
+    """Refuse data a detector cannot be measured on, before hours are spent on predicting.
+
+    Raises:
+        EvaluationError: other classes, or pictures nobody labelled.
+    """
+    if checkpoint.classes != dataset.manifest.classes:
+        raise EvaluationError(
+            f"the checkpoint {checkpoint.uri} has the classes {[info.name for info in checkpoint.classes]}, "
+            f"{dataset.uri} has {list(dataset.manifest.names)}: use a checkpoint trained on these classes"
+        )
+    if dataset.manifest.labelled_images < len(dataset):
+        raise EvaluationError(
+            f"{dataset.uri} has {len(dataset) - dataset.manifest.labelled_images} pictures without labels: "
+            "AP is defined on labelled data alone"
+        )
+
+
+def run(config: EvaluateConfig) -> Evaluation:
+    """Predict (or go on predicting), measure, and write metrics.json beside the predictions.
+
+    Raises:
+        ValueError: the inputs do not fit; the message says what to do.
+    """
+    if config.results:
+        return measure_files(config.annotations, config.results)
+    dataset = Dataset(config.data)
+    check_fits(checkpoints.load(config.checkpoint), dataset)
+    predict.run(
+        predict.PredictConfig(
+            config.checkpoint, config.data, config.out, config.batch, config.workers, config.cpus_per_worker,
+            config.gpu, config.address,
+        )
+    )  # fmt: skip
+    found = measure(dataset, config.out)
+    body = {name: metrics.numbers() for name, metrics in (("box", found.box), ("mask", found.mask)) if metrics}
+    body["per_class"] = {
+        name: metrics.per_class for name, metrics in (("box", found.box), ("mask", found.mask)) if metrics
+    }
+    filesystem, folder = storage.open_uri(config.out)
+    commit.write_file(filesystem, storage.join(folder, _FILE_NAME), json.dumps(body, indent=1).encode())
+    return found

@@ -1,0 +1,106 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pyarrow import fs as pafs
+
+from pipelines import commit, storage
+
+LOCAL = pafs.LocalFileSystem()
+
+
+class Raise:
+    def __init__(self, point):
+        self.point, self.seen = point, []
+
+    def reach(self, point):
+        self.seen.append(point)
+        if point == self.point:
+            raise OSError(28, "No space left on device")
+
+
+def test_the_points_are_reached_in_their_order(tmp_path):
+    faults = Raise(None)
+    commit.write_file(LOCAL, str(tmp_path / "a" / "x"), b"new", faults=faults)
+    assert tuple(faults.seen) == commit.FAULT_POINTS
+    assert (tmp_path / "a" / "x").read_bytes() == b"new"
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["x"]
+
+
+@pytest.mark.parametrize("point", commit.FAULT_POINTS)
+def test_a_fault_leaves_the_old_file_or_the_new_one(tmp_path, point):
+    target = tmp_path / "x"
+    target.write_bytes(b"old")
+    with pytest.raises(OSError, match="No space"):
+        commit.write_file(LOCAL, str(target), b"new", faults=Raise(point))
+    after_rename = commit.FAULT_POINTS.index(point) >= commit.FAULT_POINTS.index("after_rename")
+    assert target.read_bytes() == (b"new" if after_rename else b"old")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+KILLED = """
+import os, sys
+from pyarrow import fs
+from pipelines import commit
+class Kill:
+    def reach(self, point):
+        if point == sys.argv[2]:
+            os.kill(os.getpid(), 9)
+commit.write_file(fs.LocalFileSystem(), sys.argv[1], b"new", faults=Kill())
+"""
+
+
+@pytest.mark.parametrize("point", commit.FAULT_POINTS)
+def test_a_killed_writer_leaves_no_half_file_and_its_temp_is_swept(tmp_path, point):
+    target = tmp_path / "x"
+    target.write_bytes(b"old")
+    root = str(Path(commit.__file__).parents[1])
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(target), point],
+        env={**os.environ, "PYTHONPATH": root},
+        check=False,
+    )
+    assert done.returncode == -9
+    assert target.read_bytes() in (b"old", b"new")
+    commit.sweep_temps(LOCAL, str(tmp_path))
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_live_writers_temp_stays(tmp_path):
+    class Sweep:
+        def reach(self, point):
+            assert commit.sweep_temps(LOCAL, str(tmp_path)) == []
+
+    commit.write_file(LOCAL, str(tmp_path / "x"), b"new", faults=Sweep())
+    assert (tmp_path / "x").read_bytes() == b"new"
+
+
+def test_a_day_old_temp_of_another_host_is_swept(tmp_path):
+    old = tmp_path / ".x.tmp-elsewhere-12-0123456789ab"
+    old.write_bytes(b"")
+    assert commit.sweep_temps(LOCAL, str(tmp_path)) == []
+    os.utime(old, (0, 0))
+    assert commit.sweep_temps(LOCAL, str(tmp_path)) == [old.name]
+
+
+def test_an_exclusive_write_never_replaces(tmp_path):
+    commit.write_file(LOCAL, str(tmp_path / "x"), b"first", exclusive=True)
+    with pytest.raises(commit.CommitConflictError, match="exists already: another run"):
+        commit.write_file(LOCAL, str(tmp_path / "x"), b"second", exclusive=True)
+    assert (tmp_path / "x").read_bytes() == b"first"
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_store_that_is_not_local_gets_one_put(tmp_path):
+    store = pafs.SubTreeFileSystem(str(tmp_path), LOCAL)
+    assert not storage.is_local(store)
+    commit.write_file(store, "a/x", b"new", exclusive=True)
+    assert (tmp_path / "a" / "x").read_bytes() == b"new"
+    with pytest.raises(commit.CommitConflictError, match="exists already"):
+        commit.write_file(store, "a/x", b"other", exclusive=True)
+
+
+def test_sha256_of_nothing():
+    assert commit.sha256_of(b"").startswith("e3b0c44298fc1c14")

@@ -1,0 +1,26 @@
+import pytest
+import ray
+
+from pipelines.ray_session import RayError, ray_session, require_cpus
+
+pytestmark = pytest.mark.ray
+
+
+def test_a_session_shuts_down_what_it_started_and_nothing_else():
+    assert not ray.is_initialized()
+    with ray_session(num_cpus=1):
+        with ray_session():
+            assert ray.is_initialized()
+        assert ray.is_initialized()
+        require_cpus(1, "a task")
+        with pytest.raises(RayError, match="training needs 9 CPUs and this Ray cluster has 1: ask for fewer"):
+            require_cpus(9, "training")
+    assert not ray.is_initialized()
+
+
+def test_no_cluster_at_an_address():
+    with (
+        pytest.raises(RayError, match=r"cannot use Ray at auto: .*leave the address out"),
+        ray_session("auto"),
+    ):
+        pass
