@@ -28,7 +28,7 @@ class PackedMasks(NamedTuple):
 
     Attributes:
         data: uint8 [S], values 0 and 1, row-major crops; the tail may be padding.
-        offsets: int64 [B, G], where each crop begins in `data`.
+        offsets: int64 [B, G], where each crop begins in `data`; -1 for an object whose mask is not known.
         extents: int64 [B, G, 6], (y0, x0, h, w, H, W): the crop covers rows y0..y0+h and columns x0..x0+w of an
             H x W mask.
     """

@@ -7,13 +7,10 @@ does not depend on how detections are spread over shards or on the order in whic
 
 import dataclasses
 import json
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import ray
-import ray.data
 
 from pipelines import commit, dataset_writer, predictions, storage
 from pipelines import manifest as manifests
@@ -23,6 +20,7 @@ from pipelines.predictions import PicturePrediction, PredictionsManifest
 from pipelines.progress import Progress
 from pipelines.ray_session import ray_session
 from pipelines.records import Instance, Record
+from pipelines.shard_runner import run_shards
 
 _FEW_OBJECTS = 20
 
@@ -178,10 +176,6 @@ class _ShardWork:
         filesystem, folder = storage.open_uri(self.config.out)
         return dataset_writer.write_shard(filesystem, folder, shard, rows, {"fingerprint": self.fingerprint})
 
-    def __call__(self, row: dict[str, int]) -> dict[str, str]:
-        """The same for Ray Data."""
-        return {"info": json.dumps(dataclasses.asdict(self.write(int(row["shard"]))))}
-
 
 def _check(config: DistillConfig, pool: Dataset, labelled: Manifest, found: PredictionsManifest) -> None:
     if found.dataset != pool.manifest.hash:
@@ -262,18 +256,12 @@ def run(config: DistillConfig) -> DistillResult:
     return DistillResult(dataset_writer.commit_dataset(filesystem, folder, draft), selection)
 
 
-def _write_all(work: _ShardWork, count: int) -> Iterator[ShardInfo]:
+def _write_all(work: _ShardWork, count: int) -> list[ShardInfo]:
     done: dict[int, ShardInfo] = {}
+    progress = Progress("distill", count, "shards")
     with ray_session(work.config.address or None):
-        context = ray.data.DataContext.get_current().copy()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        progress = Progress("distill", count, "shards")
-        with ray.data.DataContext.current(context):
-            rows = ray.data.from_items([{"shard": shard} for shard in range(count)], override_num_blocks=count)
-            for row in rows.map(work.__call__).iter_rows():
-                info = ShardInfo(**json.loads(row["info"]))
-                done[int(info.file.split("-")[1].split(".")[0])] = info
-                progress.update(len(done))
-        progress.close()
-    yield from (done[shard] for shard in range(count))
+        for shard, facts in run_shards(lambda: lambda number: dataclasses.asdict(work.write(number)), range(count)):
+            done[shard] = ShardInfo(**facts)
+            progress.update(len(done))
+    progress.close()
+    return [done[shard] for shard in range(count)]

@@ -67,8 +67,8 @@ def collate(samples: Sequence[Sample], seeds: Sequence[int], short_edge_px: int,
     images = pad([sample.pixels for sample in samples], padded_hw(sizes, short_edge_px, picture))
     batch = len(samples)
     objects = _power_of_two(max(len(sample.labels) for sample in samples), _MIN_OBJECTS)
-    crops = [crop.bits.ravel() for sample in samples for crop in sample.masks]
-    data = np.zeros(_power_of_two(sum(map(len, crops)), _MIN_MASK_BYTES), np.uint8)
+    mask_bytes = sum(crop.bits.size for sample in samples for crop in sample.masks if crop is not None)
+    data = np.zeros(_power_of_two(mask_bytes, _MIN_MASK_BYTES), np.uint8)
     boxes = np.zeros((batch, objects, 4), np.float32)
     labels = np.zeros((batch, objects), np.int64)
     valid = np.zeros((batch, objects), bool)
@@ -79,6 +79,9 @@ def collate(samples: Sequence[Sample], seeds: Sequence[int], short_edge_px: int,
         count = len(sample.labels)
         boxes[b, :count], labels[b, :count], valid[b, :count] = sample.boxes, sample.labels, True
         for g, crop in enumerate(sample.masks):
+            if crop is None:
+                offsets[b, g] = -1
+                continue
             data[start : start + crop.bits.size] = crop.bits.ravel()
             offsets[b, g] = start
             extents[b, g] = (crop.y0, crop.x0, *crop.bits.shape, *sizes[b])

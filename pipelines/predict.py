@@ -4,9 +4,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import ray
-import ray.data
 import torch
 
 from pipelines import checkpoints, commit, predictions, storage
@@ -16,6 +14,7 @@ from pipelines.manifest import FileInfo
 from pipelines.predictions import PredictionsError, PredictionsManifest
 from pipelines.progress import Progress
 from pipelines.ray_session import ray_session, require_cpus
+from pipelines.shard_runner import Row, Workers, run_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +60,7 @@ class _Labeller:
         self._detector = checkpoints.load_detector(checkpoints.load(config.checkpoint)).to(self._device).eval()
         self._dataset = Dataset(config.data)
 
-    def label(self, shard: int) -> tuple[FileInfo, int, int]:
+    def label(self, shard: int) -> Row:
         """Predict one shard and commit it; its file, pictures and detections."""
         first = int(self._dataset.rows_per_shard[:shard].sum())
         rows = range(first, first + int(self._dataset.rows_per_shard[shard]))
@@ -78,18 +77,8 @@ class _Labeller:
         filesystem, folder = storage.open_uri(self._config.out)
         name = predictions.shard_name(shard)
         commit.write_file(filesystem, storage.join(folder, name), memoryview(buffer))
-        return FileInfo(name, buffer.size, commit.sha256_of(memoryview(buffer))), len(pictures), count
-
-    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The same for Ray Data: a column of shard numbers in, a row of facts each out."""
-        done = [self.label(int(shard)) for shard in batch["shard"]]
-        return {
-            "shard": batch["shard"],
-            "bytes": np.array([info.bytes for info, _, _ in done], np.int64),
-            "sha256": np.array([info.sha256 for info, _, _ in done]),
-            "pictures": np.array([pictures for _, pictures, _ in done], np.int64),
-            "detections": np.array([count for _, _, count in done], np.int64),
-        }
+        info = FileInfo(name, buffer.size, commit.sha256_of(memoryview(buffer)))
+        return {"info": dataclasses.asdict(info), "pictures": len(pictures), "detections": count}
 
 
 Fact = tuple[FileInfo, int, int]
@@ -168,21 +157,8 @@ def _label_all(config: PredictConfig, meta: dict[str, Any], missing: list[int]) 
     with ray_session(config.address or None):
         resources = ray.cluster_resources()
         units = resources.get("GPU", 0) if config.gpu else resources.get("CPU", 1) / config.cpus_per_worker
-        workers = min(config.workers or max(1, int(units)), len(missing))
-        require_cpus(workers * config.cpus_per_worker, f"predicting with {workers} workers")
-        context = ray.data.DataContext.get_current().copy()
-        context.enable_progress_bars = False
-        context.print_on_execution_start = False
-        with ray.data.DataContext.current(context):
-            rows = ray.data.from_items([{"shard": shard} for shard in missing], override_num_blocks=len(missing))
-            labelled = rows.map_batches(
-                _Labeller,
-                fn_constructor_args=(config, meta),
-                batch_size=1,
-                compute=ray.data.ActorPoolStrategy(size=workers),
-                num_cpus=config.cpus_per_worker,
-                num_gpus=1 if config.gpu else None,
-            )
-            for row in labelled.iter_rows():
-                info = FileInfo(predictions.shard_name(int(row["shard"])), int(row["bytes"]), str(row["sha256"]))
-                yield int(row["shard"]), (info, int(row["pictures"]), int(row["detections"]))
+        count = min(config.workers or max(1, int(units)), len(missing))
+        require_cpus(count * config.cpus_per_worker, f"predicting with {count} workers")
+        workers = Workers(count, config.cpus_per_worker, int(config.gpu))
+        for shard, facts in run_shards(lambda: _Labeller(config, meta).label, missing, workers):
+            yield shard, (FileInfo(**facts["info"]), facts["pictures"], facts["detections"])

@@ -31,7 +31,7 @@ from pipelines import (
 from pipelines import manifest as manifests
 from pipelines.check_instance import Vocabulary
 from pipelines.datasets import coco, images
-from pipelines.shard_task import PlanConflictError, ShardResult, ShardTask
+from pipelines.shard_task import make_shard, PlanConflictError, ShardResult, ShardTask
 from pipelines.source_index import Index, RawRow
 
 
@@ -242,8 +242,8 @@ def _make_shards(
     total = len(index.rows)
     with ray_session.ray_session(config.address, config.num_cpus):
         ray_session.require_cpus(1, "preparing data")
-        for number, result in shard_runner.run_shards(task, len(parts)):
-            results[number] = result
+        for number, facts in shard_runner.run_shards(lambda: _maker(task), range(len(parts))):
+            result = results[number] = ShardResult.from_facts(facts)
             lost.extend(result.rejections)
             rows_done += len(parts[number])
             rows_made += 0 if result.was_there else len(parts[number])
@@ -253,6 +253,10 @@ def _make_shards(
                 speed = rows_made / max(time.monotonic() - started, 1e-9)
                 on_progress(Progress(rows_done, total, speed, (total - rows_done) / speed if speed else None))
     return [results[number] for number in range(len(parts))]
+
+
+def _maker(task: ShardTask) -> shard_runner.Work:
+    return lambda number: make_shard(task, number).to_facts()
 
 
 def _check_budget(

@@ -1,58 +1,101 @@
-"""Ray Data over shards: one task a shard, finished ones handed on as they come."""
+"""Ray Data over shards: each shard is one task, and finished ones are handed on as they come."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 import ray.data
 from ray.exceptions import RayError, RayTaskError
 
-from pipelines import rejections
-from pipelines.manifest import ShardInfo
-from pipelines.shard_task import ShardResult, ShardTask, make_shard
+Row = dict[str, Any]
+Work = Callable[[int], Row]
+"""Makes the shard of a number and returns JSON-able facts about it; only these go through Ray."""
 
-_RESULT = pa.schema([pa.field("number", pa.int64()), pa.field("result", pa.string())])
+_RESULT = pa.schema([pa.field("shard", pa.int64()), pa.field("facts", pa.string())])
 
 
 class ShardError(ValueError):
     """A shard could not be made; the same command tries the missing ones again."""
 
 
-def run_shards(task: ShardTask, num_shards: int) -> Iterator[tuple[int, ShardResult]]:
-    """Make all shards of a plan on the connected Ray, in any order.
+@dataclass(frozen=True)
+class Workers:
+    """Processes that stay, for work that is costly to set up (a detector).
+
+    Attributes:
+        count: processes.
+        cpus: CPU cores of each.
+        gpus: GPUs of each.
+    """
+
+    count: int
+    cpus: int = 1
+    gpus: int = 0
+
+
+class _Worker:
+    """A staying process: sets the work up once."""
+
+    def __init__(self, make_work: Callable[[], Work]) -> None:
+        self._work = make_work()
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return _do(self._work, batch)
+
+
+def _do(work: Work, batch: pa.Table) -> pa.Table:
+    shards = batch.column("item").to_pylist()
+    return pa.table({"shard": shards, "facts": [json.dumps(work(shard)) for shard in shards]}, schema=_RESULT)
+
+
+def run_shards(
+    make_work: Callable[[], Work], shards: Sequence[int], workers: Workers | None = None
+) -> Iterator[tuple[int, Row]]:
+    """Do the work of shards on the connected Ray, in any order.
+
+    A process that dies is replaced and its shard tried again; what the work itself raises ends the run.
 
     Args:
-        task: the plan.
-        num_shards: shards 0..num_shards-1.
+        make_work: sets the work up, in the process that does it.
+        shards: numbers of the shards.
+        workers: processes that stay; None sets the work up for each shard anew, on any free CPU.
 
     Yields:
-        Number and result of each shard as it is finished.
+        Number and facts of each shard as it is finished.
 
     Raises:
         ShardError: a task failed; finished shards stay.
-        ValueError: what `make_shard` raised.
+        ValueError: what the work raised.
     """
-    if num_shards == 0:
+    if not shards:
         return
-
-    def work(batch: pa.Table) -> pa.Table:
-        numbers = batch.column("item").to_pylist()
-        results = [_to_json(make_shard(task, number)) for number in numbers]
-        return pa.table({"number": numbers, "result": results}, schema=_RESULT)
-
     with _quiet_context():
         # A block a shard, hence a task a shard: a retried task repeats one shard and no more.
-        numbers = ray.data.from_items(list(range(num_shards)), override_num_blocks=num_shards)
-        made = numbers.map_batches(work, batch_size=None, batch_format="pyarrow", num_cpus=1)
+        numbers = ray.data.from_items(list(shards), override_num_blocks=len(shards))
+        if workers is None:
+            made = numbers.map_batches(
+                lambda batch: _do(make_work(), batch), batch_size=None, batch_format="pyarrow", num_cpus=1
+            )
+        else:
+            made = numbers.map_batches(
+                _Worker,
+                fn_constructor_args=(make_work,),
+                batch_size=1,
+                batch_format="pyarrow",
+                num_cpus=workers.cpus,
+                num_gpus=workers.gpus or None,
+                compute=ray.data.ActorPoolStrategy(size=workers.count),
+            )
         try:
             for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for row in batch.to_pylist():
-                    yield row["number"], _from_json(row["result"])
+                    yield row["shard"], json.loads(row["facts"])
         except (RayTaskError, RayError) as error:
             cause = _cause(error)
             if isinstance(cause, ValueError):
@@ -67,14 +110,18 @@ def run_shards(task: ShardTask, num_shards: int) -> Iterator[tuple[int, ShardRes
 def _quiet_context() -> Iterator[None]:
     context = ray.data.DataContext.get_current()
     logger = logging.getLogger("ray.data")
-    before = context.enable_progress_bars, context.print_on_execution_start, logger.level
+    names = ("enable_progress_bars", "print_on_execution_start", "execution_no_progress_timeout_s")
+    before = [getattr(context, name) for name in names], logger.level
     context.enable_progress_bars = context.print_on_execution_start = False
+    # A large shard on a slow machine may well take longer than Ray's half an hour.
+    context.execution_no_progress_timeout_s = -1
     logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        context.enable_progress_bars, context.print_on_execution_start = before[:2]
-        logger.setLevel(before[2])
+        for name, value in zip(names, before[0], strict=True):
+            setattr(context, name, value)
+        logger.setLevel(before[1])
 
 
 def _cause(error: BaseException) -> BaseException:
@@ -86,19 +133,3 @@ def _cause(error: BaseException) -> BaseException:
             return error
         seen.add(id(inner))
         error = inner
-
-
-def _to_json(result: ShardResult) -> str:
-    return json.dumps(
-        {
-            "info": asdict(result.info),
-            "rejections": [rejections.to_dict(r) for r in result.rejections],
-            "was_there": result.was_there,
-        }
-    )
-
-
-def _from_json(text: str) -> ShardResult:
-    raw = json.loads(text)
-    lost = tuple(rejections.from_dict(r) for r in raw["rejections"])
-    return ShardResult(ShardInfo(**raw["info"]), lost, raw["was_there"])

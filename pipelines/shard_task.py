@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from pyarrow import fs as pafs
 
@@ -53,6 +54,21 @@ class ShardResult:
     info: ShardInfo
     rejections: tuple[Rejection, ...]
     was_there: bool
+
+
+    def to_facts(self) -> dict[str, object]:
+        """As JSON-able facts, for the way through Ray."""
+        return {
+            "info": asdict(self.info),
+            "rejections": [rejections.to_dict(r) for r in self.rejections],
+            "was_there": self.was_there,
+        }
+
+    @classmethod
+    def from_facts(cls, facts: dict[str, Any]) -> ShardResult:
+        """The inverse of `to_facts`."""
+        lost = tuple(rejections.from_dict(r) for r in facts["rejections"])
+        return cls(ShardInfo(**facts["info"]), lost, facts["was_there"])
 
 
 class PlanConflictError(ValueError):

@@ -13,6 +13,7 @@ import torch
 from model.config import override, to_dict
 from pipelines import checkpoints, commit, storage
 from pipelines.config import TrainConfig
+from pipelines.evaluate import Evaluation
 from pipelines.loop import Job, Place, fit
 from pipelines.manifest import ClassInfo, Manifest
 from pipelines.progress import Progress
@@ -199,6 +200,15 @@ def run(config: TrainConfig) -> TrainResult:
     finally:
         tracker.finish(status)
     return TrainResult(checkpoints.load(config.out).uri, tracker.uri, tracker.run_id)
+
+
+def log_evaluation(result: TrainResult, found: Evaluation, step: int) -> None:
+    """Add the final checkpoint's AP to the run's tracking."""
+    tracker = Tracker(result.tracking_uri, result.tracking_run, "")
+    parts = {"box": found.box, "mask": found.mask}
+    values = {f"val/{kind}/{name}": value for kind, part in parts.items() if part for name, value in part.numbers().items()}
+    tracker.metrics(values, step)
+    tracker.finish("FINISHED")
 
 
 def _train(config: TrainConfig, classes: tuple[ClassInfo, ...], tracker: Tracker, done: int) -> None:

@@ -54,13 +54,13 @@ class Sample(NamedTuple):
         pixels: float32 [3, H, W], 0..255, RGB.
         boxes: float32 [G, 4].
         labels: int64 [G].
-        masks: one crop an object.
+        masks: one crop an object; None where its mask is not known.
     """
 
     pixels: Tensor
     boxes: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
-    masks: tuple[MaskCrop, ...]
+    masks: tuple[MaskCrop | None, ...]
 
 
 def picture_tensor(record: Record) -> Tensor:
@@ -72,8 +72,8 @@ def picture_tensor(record: Record) -> Tensor:
     return torch.from_numpy(decode_rgb(record.image)).permute(2, 0, 1)
 
 
-def _mask_crop(instance: Instance, record: Record, size_hw: tuple[int, int], flip: bool) -> MaskCrop:
-    """The object's mask on the transformed picture."""
+def _mask_crop(instance: Instance, record: Record, size_hw: tuple[int, int], flip: bool) -> MaskCrop | None:
+    """The object's mask on the transformed picture; None where it has none."""
     height, width = size_hw
     if instance.polygons is not None:
         scale = np.array([width / record.width, height / record.height])
@@ -85,7 +85,7 @@ def _mask_crop(instance: Instance, record: Record, size_hw: tuple[int, int], fli
             rings.append(points.ravel())
         return MaskCrop(*crop_rle(polygons_to_rle(rings, height, width), height, width))
     if instance.rle is None:
-        return MaskCrop(0, 0, np.zeros((0, 0), np.uint8))
+        return None
     bitmap = rasterise(instance.rle, record.height, record.width)
     if bitmap.shape != size_hw:
         bitmap = F.interpolate(torch.from_numpy(bitmap)[None, None], size=size_hw, mode="nearest")[0, 0].numpy()

@@ -27,7 +27,7 @@ struct Crop {
   int64_t y0, x0, h, w, height, width;
 };
 
-/// Everything a row of bins needs about its columns. Sample (k, bin) is at [k * padded bins + bin].
+/// Everything a row of bins needs about its columns. The k-th sample of a bin is at [k * padded bins + bin].
 struct Columns {
   std::vector<int64_t> low, high;  ///< column of the crop, -1: outside it
   std::vector<float> low_weight, high_weight;
@@ -93,7 +93,7 @@ class TargetMaker {
   void make(const Crop& crop, const float* roi, float* out) {
     const Axis<float> y = make_axis(roi[1], roi[3], 1.0f, size_, 0, aligned_);
     const Axis<float> x = make_axis(roi[0], roi[2], 1.0f, size_, 0, aligned_);
-    const SampleRange range_x = find_columns(crop, x);
+    const int64_t samples = find_columns(crop, x);
     rows_[0].row = rows_[1].row = -1;
     const float count = static_cast<float>(std::max<int64_t>(y.samples * x.samples, 1));
     for (int64_t b = 0; b < size_; ++b) {
@@ -102,7 +102,7 @@ class TargetMaker {
       for (int64_t i = range.begin; i < range.end; ++i) {
         Sample<float> sample;
         if (sample_cells(sample_position(y, b, i), crop.height, sample)) {
-          add_row(crop, sample, range_x.end - range_x.begin);
+          add_row(crop, sample, samples);
         }
       }
       for (int64_t c = 0; c < size_; ++c) {
@@ -113,37 +113,36 @@ class TargetMaker {
   }
 
  private:
-  /// Fill columns_; returns the sample numbers visited in every bin.
-  SampleRange find_columns(const Crop& crop, const Axis<float>& x) {
-    SampleRange all{0, 0};
+  /// Fill columns_; returns how many samples a bin has at most, of those near the mask.
+  int64_t find_columns(const Crop& crop, const Axis<float>& x) {
+    int64_t samples = 0;
     for (int64_t b = 0; b < size_; ++b) {
       const SampleRange range = samples_near_map(x, b, crop.width);
-      if (range.begin < range.end) {
-        all = all.begin == all.end ? range : SampleRange{std::min(all.begin, range.begin), std::max(all.end, range.end)};
-      }
+      samples = std::max(samples, range.end - range.begin);
     }
-    const size_t count = static_cast<size_t>((all.end - all.begin) * padded_);
+    const size_t count = static_cast<size_t>(samples * padded_);
     columns_.low.assign(count, -1);
     columns_.high.assign(count, -1);
     columns_.low_weight.assign(count, 0.0f);
     columns_.high_weight.assign(count, 0.0f);
-    for (int64_t k = all.begin; k < all.end; ++k) {
-      for (int64_t b = 0; b < size_; ++b) {
+    const auto in_crop = [&crop](int64_t column) {
+      return column >= crop.x0 && column < crop.x0 + crop.w ? column - crop.x0 : -1;
+    };
+    for (int64_t b = 0; b < size_; ++b) {
+      const SampleRange range = samples_near_map(x, b, crop.width);
+      for (int64_t k = range.begin; k < range.end; ++k) {
         Sample<float> sample;
         if (!sample_cells(sample_position(x, b, k), crop.width, sample)) {
           continue;
         }
-        const size_t at = static_cast<size_t>((k - all.begin) * padded_ + b);
-        const auto in_crop = [&crop](int64_t column) {
-          return column >= crop.x0 && column < crop.x0 + crop.w ? column - crop.x0 : -1;
-        };
+        const size_t at = static_cast<size_t>((k - range.begin) * padded_ + b);
         columns_.low[at] = in_crop(sample.low);
         columns_.high[at] = in_crop(sample.high);
         columns_.low_weight[at] = 1.0f - sample.high_weight;
         columns_.high_weight[at] = sample.high_weight;
       }
     }
-    return all;
+    return samples;
   }
 
   /// The gathered pixels of a row: null if the row is outside the crop (all zero).

@@ -59,14 +59,16 @@ def mask_loss(
     side = logits.shape[-1]
     batch, num_objects = masks.offsets.shape
     first_of_picture = torch.arange(batch, device=rois.device)[:, None] * num_objects
-    crop_index = torch.where(positive, objects + first_of_picture, -1).flatten()
+    crop_index = (objects + first_of_picture).flatten()
+    # An object without a known mask teaches the mask head nothing; an empty mask would teach it wrongly.
+    used = positive.flatten() & (masks.offsets.flatten()[crop_index] >= 0)
+    crop_index = torch.where(used, crop_index, -1)
     soft = config.target is MaskTarget.SOFT
     wanted = mask_targets(
-        masks.data, masks.offsets.flatten(), masks.extents.flatten(0, 1), rois.reshape(-1, 4), crop_index, side,
+        masks.data, masks.offsets.flatten().clamp(min=0), masks.extents.flatten(0, 1), rois.reshape(-1, 4), crop_index, side,
         aligned=not soft, binarise=not soft,
     )  # fmt: skip
     own = select_class(logits, labels.flatten().clamp(max=logits.shape[1] - 1))
-    is_positive = positive.flatten()
     loss = F.binary_cross_entropy_with_logits(own, wanted, reduction="none")
-    loss = torch.where(is_positive[:, None, None], loss, loss.new_zeros(()))
-    return loss.sum() / (is_positive.sum().clamp(min=1) * side * side)
+    loss = torch.where(used[:, None, None], loss, loss.new_zeros(()))
+    return loss.sum() / (used.sum().clamp(min=1) * side * side)

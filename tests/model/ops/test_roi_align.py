@@ -190,8 +190,8 @@ def test_gradient_of_a_sum_counts_each_roi_once():
     torch.testing.assert_close(grad.sum((1, 2, 3)), torch.tensor([49.0, 49.0], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("corners", [(NAN, 0, 9, 9), (0, 0, NAN, NAN), (0, 0, math.inf, 9), (-math.inf, 0, 9, 9)])
-@pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("corners", [(NAN, 0, 9, 9), (0, 0, NAN, NAN), (0, 0, math.inf, 9), (-math.inf, 0, 9,
+9)]) @pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("aligned", [True, False])
 def test_boxes_that_are_not_numbers_give_zeros(corners, sampling_ratio, aligned):
     maps = features().requires_grad_()
@@ -293,12 +293,12 @@ MAPS, BOX = torch.zeros(2, 3, 8, 8), torch.zeros(1, 5)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: roi_align(MAPS, torch.tensor([[2.0, 0, 0, 4, 4]]), 7), r"RoI 0 has batch index 2, wanted 0\.\.1"),
-        (lambda: roi_align(MAPS, torch.tensor([[-1.0, 0, 0, 4, 4]]), 7), r"batch index -1, wanted 0\.\.1"),
-        (lambda: roi_align(MAPS, torch.tensor([[NAN, 0, 0, 4, 4]]), 7), r"batch index nan, wanted 0\.\.1"),
-        (lambda: roi_align(MAPS, torch.zeros(1, 4), 7), r"rois are \[1, 4\].*wanted \[R, 5\]"),
-        (lambda: roi_align(MAPS[0], BOX, 7), r"feature map 0 is torch.float32 \[3, 8, 8\], wanted \[N, C, H, W\]"),
-        (lambda: roi_align(MAPS.int(), BOX, 7), r"feature map 0 is torch.int32"),
+        (lambda: roi_align(MAPS, torch.tensor([[2.0, 0, 0, 4, 4]]), 7), r"RoI 0 has batch index 2, wanted
+        0\.\.1"), (lambda: roi_align(MAPS, torch.tensor([[-1.0, 0, 0, 4, 4]]), 7), r"batch index -1, wanted
+        0\.\.1"), (lambda: roi_align(MAPS, torch.tensor([[NAN, 0, 0, 4, 4]]), 7), r"batch index nan, wanted
+        0\.\.1"), (lambda: roi_align(MAPS, torch.zeros(1, 4), 7), r"rois are \[1, 4\].*wanted \[R, 5\]"),
+        (lambda: roi_align(MAPS[0], BOX, 7), r"feature map 0 is torch.float32 \[3, 8, 8\], wanted \[N, C, H,
+        W\]"), (lambda: roi_align(MAPS.int(), BOX, 7), r"feature map 0 is torch.int32"),
         (lambda: roi_align(MAPS, BOX, 0), r"output_size \(0, 0\).*wanted at least 1 bin"),
         (lambda: roi_align(MAPS, BOX, 7, sampling_ratio=-1), r"sampling_ratio -1"),
         (lambda: pyramid_roi_align([], BOX, torch.zeros(1, dtype=torch.int64), 7, []), "0 feature maps"),
