@@ -31,8 +31,6 @@ def pyramid_anchors(config: AnchorConfig, features: Sequence[Tensor], strides: S
         height, width = feature.shape[-2:]
         y = torch.arange(height, device=feature.device, dtype=torch.float32) * stride
         x = torch.arange(width, device=feature.device, dtype=torch.float32) * stride
-        corner = torch.stack(
-            [x.expand(height, width), y[:, None].expand(height, width)], dim=-1
-        ).repeat(1, 1, 2)
+        corner = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).repeat(1, 1, 2)
         levels.append((corner[:, :, None, :] + cell).reshape(-1, 4))
     return levels

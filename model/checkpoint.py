@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 def to_bytes(state: Mapping[str, Tensor]) -> bytes:
     """A state dict as a safetensors file; tensors keep their type and are stored contiguous."""
-    return safetensors.torch.save({name: value.detach().contiguous() for name, value in state.items()})
+    data: bytes = safetensors.torch.save({name: value.detach().contiguous() for name, value in state.items()})
+    return data
 
 
 def from_bytes(data: bytes) -> dict[str, Tensor]:
@@ -18,9 +19,10 @@ def from_bytes(data: bytes) -> dict[str, Tensor]:
         ValueError: the bytes are not a safetensors file.
     """
     try:
-        return safetensors.torch.load(data)
+        state: dict[str, Tensor] = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise ValueError(f"not a safetensors file ({error}): the file is damaged or of another format") from error
+    return state
 
 
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:

@@ -6,13 +6,6 @@ explicit field here, fixed by a preset, so that a checkpoint of any of them runs
 
 import dataclasses
 import enum
-import math
-import types
-import typing
-from collections.abc import Mapping
-from typing import Any, TypeVar
-
-T = TypeVar("T")
 
 
 class Norm(enum.Enum):
@@ -106,7 +99,10 @@ class PictureConfig:
         """Check ranges."""
         _require(self.short_edge_px > 0, "picture.short_edge_px", self.short_edge_px, "> 0")
         _require(
-            self.long_edge_px >= self.short_edge_px, "picture.long_edge_px", self.long_edge_px, ">= short_edge_px"
+            self.long_edge_px >= self.short_edge_px,
+            "picture.long_edge_px",
+            self.long_edge_px,
+            ">= short_edge_px",
         )
         _require(min(self.std) > 0, "picture.std", self.std, "> 0 in each channel")
         _require(self.size_divisor > 0, "picture.size_divisor", self.size_divisor, "> 0")
@@ -157,7 +153,10 @@ class AnchorConfig:
     def __post_init__(self) -> None:
         """Check ranges."""
         _require(
-            bool(self.sizes_px) and min(self.sizes_px) > 0, "anchors.sizes_px", self.sizes_px, "one size > 0 a level"
+            bool(self.sizes_px) and min(self.sizes_px) > 0,
+            "anchors.sizes_px",
+            self.sizes_px,
+            "one size > 0 a level",
         )
         _require(bool(self.ratios) and min(self.ratios) > 0, "anchors.ratios", self.ratios, "ratios > 0")
 
@@ -325,86 +324,3 @@ class DetectorConfig:
         _require(self.fpn_channels > 0, "fpn_channels", self.fpn_channels, "> 0")
         _require(len(self.anchors.sizes_px) == 5, "anchors.sizes_px", self.anchors.sizes_px,
                  "five sizes, one for each of the levels P2..P6")  # fmt: skip
-
-
-def _checked(value: Any, wanted: Any, where: str) -> Any:
-    """`value` as the annotated type `wanted`; integers pass as floats, strings as enum values, lists as tuples."""
-    origin = typing.get_origin(wanted)
-    if origin in (typing.Union, types.UnionType):
-        kinds = typing.get_args(wanted)
-        if value is None and type(None) in kinds:
-            return None
-        return _checked(value, next(kind for kind in kinds if kind is not type(None)), where)
-    if origin is tuple and isinstance(value, list | tuple):
-        kinds = typing.get_args(wanted)
-        if len(kinds) == 2 and kinds[1] is Ellipsis:
-            return tuple(_checked(item, kinds[0], where) for item in value)
-        if len(value) == len(kinds):
-            return tuple(_checked(item, kind, where) for item, kind in zip(value, kinds, strict=True))
-    elif dataclasses.is_dataclass(wanted) and isinstance(value, Mapping):
-        return from_dict(typing.cast("type[Any]", wanted), value, where)
-    elif isinstance(wanted, type) and issubclass(wanted, enum.Enum):
-        choices = [item.value for item in wanted]
-        if isinstance(value, wanted):
-            return value
-        if value in choices:
-            return wanted(value)
-        raise ValueError(f"{where} is one of {choices}, got {value!r}")
-    elif wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(wanted, type) and isinstance(value, wanted) and (wanted is bool or not isinstance(value, bool)):
-        return value
-    raise TypeError(f"{where} is {getattr(wanted, '__name__', wanted)}, got {value!r}")
-
-
-def to_dict(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON values (enums by value, tuples as lists); `from_dict` is the inverse."""
-
-    def plain(value: Any) -> Any:
-        if dataclasses.is_dataclass(value):
-            return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        if isinstance(value, enum.Enum):
-            return value.value
-        if isinstance(value, tuple):
-            return [plain(item) for item in value]
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"a config holds {value!r}: use finite numbers")
-        return value
-
-    return typing.cast("dict[str, Any]", plain(config))
-
-
-def from_dict(kind: type[T], values: Mapping[str, Any], where: str = "") -> T:
-    """Build the config dataclass `kind` from plain JSON values, checking names, types and ranges.
-
-    Raises:
-        KeyError: a name that is not a field.
-        TypeError: a value of another type than the field's.
-        ValueError: a value out of range.
-    """
-    names = [field.name for field in dataclasses.fields(typing.cast("Any", kind))]
-    hints = typing.get_type_hints(kind)
-    for name in values:
-        if name not in names:
-            raise KeyError(f"{kind.__name__} has no field {name!r}; it has {names}")
-    prefix = f"{where}." if where else ""
-    return kind(**{name: _checked(value, hints[name], f"{prefix}{name}") for name, value in values.items()})
-
-
-def override(config: T, path: str, value: Any) -> T:
-    """A copy of `config` with the field at the dotted `path` (for example ``rpn.nms_iou``) set to `value`.
-
-    Raises:
-        KeyError: a name on the path that is not a field.
-        TypeError: a value of another type than the field's.
-        ValueError: a value out of range.
-    """
-    name, _, rest = path.partition(".")
-    kind = type(config)
-    names = [field.name for field in dataclasses.fields(typing.cast("Any", kind))]
-    if name not in names:
-        raise KeyError(f"{kind.__name__} has no field {name!r}; it has {names}")
-    new = override(getattr(config, name), rest, value) if rest else _checked(
-        value, typing.get_type_hints(kind)[name], f"{kind.__name__}.{name}"
-    )
-    return typing.cast("T", dataclasses.replace(typing.cast("Any", config), **{name: new}))

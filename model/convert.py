@@ -11,15 +11,16 @@ import torch
 from torch import Tensor
 
 _NORM = "weight|bias|running_mean|running_var"
+_STAGE = r"pyramid.backbone.stages.<\1>."
 
 # (torchvision's name, ours); torchvision before 0.13 wrote the FPN, RPN and mask names without the inner ".0".
 _TORCHVISION_RULES = (
     (r"backbone\.body\.conv1\.weight", r"pyramid.backbone.stem.conv.weight"),
     (rf"backbone\.body\.bn1\.({_NORM})", r"pyramid.backbone.stem.norm.\1"),
-    (r"backbone\.body\.layer(\d)\.(\d+)\.conv(\d)\.weight", r"pyramid.backbone.stages.<\1>.\2.conv\3.weight"),
-    (rf"backbone\.body\.layer(\d)\.(\d+)\.bn(\d)\.({_NORM})", r"pyramid.backbone.stages.<\1>.\2.norm\3.\4"),
-    (r"backbone\.body\.layer(\d)\.(\d+)\.downsample\.0\.weight", r"pyramid.backbone.stages.<\1>.\2.shortcut.conv.weight"),
-    (rf"backbone\.body\.layer(\d)\.(\d+)\.downsample\.1\.({_NORM})", r"pyramid.backbone.stages.<\1>.\2.shortcut.norm.\3"),
+    (r"backbone\.body\.layer(\d)\.(\d+)\.conv(\d)\.weight", rf"{_STAGE}\2.conv\3.weight"),
+    (rf"backbone\.body\.layer(\d)\.(\d+)\.bn(\d)\.({_NORM})", rf"{_STAGE}\2.norm\3.\4"),
+    (r"backbone\.body\.layer(\d)\.(\d+)\.downsample\.0\.weight", rf"{_STAGE}\2.shortcut.conv.weight"),
+    (rf"backbone\.body\.layer(\d)\.(\d+)\.downsample\.1\.({_NORM})", rf"{_STAGE}\2.shortcut.norm.\3"),
     (r"backbone\.fpn\.inner_blocks\.(\d)(?:\.0)?\.(weight|bias)", r"pyramid.lateral.\1.\2"),
     (r"backbone\.fpn\.layer_blocks\.(\d)(?:\.0)?\.(weight|bias)", r"pyramid.output.\1.\2"),
     (r"rpn\.head\.conv(?:\.0\.0)?\.(weight|bias)", r"rpn.head.conv.\1"),

@@ -34,9 +34,7 @@ class Detector(nn.Module):
         config: the configuration it was built from; saved beside its weights.
     """
 
-    def __init__(
-        self, config: DetectorConfig, pyramid: FeaturePyramid, rpn: RegionProposals, roi: StandardRoI
-    ) -> None:
+    def __init__(self, config: DetectorConfig, pyramid: FeaturePyramid, rpn: RegionProposals, roi: StandardRoI) -> None:
         """Take the built parts; `config` is kept for the record and for the picture pipeline."""
         super().__init__()
         self.config = config

@@ -20,13 +20,13 @@ class Matches(NamedTuple):
 
     Attributes:
         iou: float [B, N], overlap with the best object; -1 where a picture has no object.
-        index: int64 [B, N], the best object; 0 where there is none.
+        best: int64 [B, N], the best object; 0 where there is none.
         is_best: bool [B, N], no box overlaps some object more than this one does.
         best_of: int64 [B, N], the last object for which `is_best` holds, or -1.
     """
 
     iou: Tensor
-    index: Tensor
+    best: Tensor
     is_best: Tensor
     best_of: Tensor
 
@@ -71,12 +71,12 @@ class Sample(NamedTuple):
     """S boxes a picture: positives first, then negatives, then padding.
 
     Attributes:
-        index: int64 [B, S], position among the boxes sampled from.
+        place: int64 [B, S], position among the boxes sampled from.
         positive: bool [B, S].
         valid: bool [B, S].
     """
 
-    index: Tensor
+    place: Tensor
     positive: Tensor
     valid: Tensor
 
@@ -86,9 +86,7 @@ def positive_quota(count: int, positive_share: float, available: int) -> int:
     return max(1, min(int(count * positive_share), available))
 
 
-def sample(
-    positive: Tensor, negative: Tensor, seeds: Tensor, count: int, positive_share: float, stream: int
-) -> Sample:
+def sample(positive: Tensor, negative: Tensor, seeds: Tensor, count: int, positive_share: float, stream: int) -> Sample:
     """Draw up to `count` boxes a picture, at most `positive_share` of them positive; negatives fill the rest.
 
     Args:

@@ -11,8 +11,9 @@ from model.structures import Images
 
 
 def resized_hw(height: int, width: int, short_edge_px: int, config: PictureConfig) -> tuple[int, int]:
-    """Height and width after the resize: the shorter side becomes `short_edge_px` unless the longer side then
-    exceeded `config.long_edge_px`.
+    """Height and width after the resize.
+
+    The shorter side becomes `short_edge_px`, unless the longer one would then exceed `config.long_edge_px`.
 
     Raises:
         ValueError: the picture is so narrow that a side would vanish.

@@ -47,7 +47,7 @@ def mask_rcnn_r101_fpn() -> DetectorConfig:
 
 
 def torchvision_mask_rcnn_r50_fpn() -> DetectorConfig:
-    """torchvision's maskrcnn_resnet50_fpn with all its rules; reads its weights with the same outputs.
+    """The maskrcnn_resnet50_fpn of torchvision with all its rules; reads its weights with the same outputs.
 
     The published COCO_V1 weights carry 90 foreground slots (raw COCO ids) and were evaluated with a norm epsilon
     of 0: set ``backbone.norm_eps=0`` for them.

@@ -116,16 +116,16 @@ class RegionProposals(nn.Module):
             positive = (matches.iou >= config.positive_iou) | matches.is_best
             negative = ~positive & (matches.iou < config.negative_iou)
             drawn = sample(positive, negative, targets.seeds, config.samples, config.positive_share, _SAMPLE_STREAM)
-            object_index = torch.where(matches.is_best, matches.best_of, matches.index) if config.reassign_best \
-                else matches.index  # fmt: skip
-            object_boxes = _gather_boxes(targets.boxes, object_index.gather(1, drawn.index))
-            drawn_anchors = anchors[drawn.index]
+            object_index = torch.where(matches.is_best, matches.best_of, matches.best) if config.reassign_best \
+                else matches.best  # fmt: skip
+            object_boxes = _gather_boxes(targets.boxes, object_index.gather(1, drawn.place))
+            drawn_anchors = anchors[drawn.place]
             wanted = box_ops.encode(object_boxes, drawn_anchors, _DELTA_WEIGHTS)
             count = drawn.valid.sum().clamp(min=1)
         objectness = F.binary_cross_entropy_with_logits(
-            logits.gather(1, drawn.index), drawn.positive.to(logits.dtype), reduction="none"
+            logits.gather(1, drawn.place), drawn.positive.to(logits.dtype), reduction="none"
         )
-        box = F.smooth_l1_loss(_gather_boxes(deltas, drawn.index), wanted, beta=config.smooth_l1_beta, reduction="none")
+        box = F.smooth_l1_loss(_gather_boxes(deltas, drawn.place), wanted, beta=config.smooth_l1_beta, reduction="none")
         zero = objectness.new_zeros(())
         return {
             "rpn_cls": torch.where(drawn.valid, objectness, zero).sum() / count,

@@ -139,11 +139,7 @@ def _with_instances(row: RawRow, data: bytes, header: decode.Header, rules: Rule
 def _name_shown(row: RawRow) -> str:
     # Plain names are shown as they are, so that they can be found; anything odd is escaped.
     name = row.file_name
-    return (
-        name
-        if isinstance(name, str) and name.isascii() and name.isprintable() and len(name) < 200
-        else shown(name)
-    )
+    return name if isinstance(name, str) and name.isascii() and name.isprintable() and len(name) < 200 else shown(name)
 
 
 def _name_problem(name: object) -> str | None:

@@ -99,9 +99,7 @@ def _box(raw: object, height: int, width: int) -> tuple[float, float, float, flo
     if w <= 0 or h <= 0 or x + w <= x or y + h <= y:
         raise InstanceError(Reason.BAD_BOX, "bbox", f"{shown(raw)}, wanted a positive width and height")
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
-        raise InstanceError(
-            Reason.BAD_BOX, "bbox", f"{shown(raw)} lies outside of the picture of {height}x{width}"
-        )
+        raise InstanceError(Reason.BAD_BOX, "bbox", f"{shown(raw)} lies outside of the picture of {height}x{width}")
     if x < -width or y < -height or x + w > 2 * width or y + h > 2 * height:
         raise InstanceError(Reason.BAD_BOX, "bbox", f"{shown(raw)} reaches far outside of {height}x{width}")
     return x, y, x + w, y + h
@@ -163,10 +161,6 @@ def _keypoints(raw: object, expected: int, height: int, width: int) -> npt.NDArr
         raise InstanceError(Reason.BAD_KEYPOINTS, "keypoints", f"v in {shown(raw)}, wanted 0, 1 or 2")
     near = (np.abs(points[:, 0]) <= 2 * width) & (np.abs(points[:, 1]) <= 2 * height)
     if not near[points[:, 2] > 0].all():
-        raise InstanceError(
-            Reason.BAD_KEYPOINTS, "keypoints", f"{shown(raw)} reaches far outside of {height}x{width}"
-        )
-    points[(points[:, 2] == 0) & ~near, :2] = (
-        0  # unlabelled points have no place; a huge one would overflow float32
-    )
+        raise InstanceError(Reason.BAD_KEYPOINTS, "keypoints", f"{shown(raw)} reaches far outside of {height}x{width}")
+    points[(points[:, 2] == 0) & ~near, :2] = 0  # unlabelled points have no place; a huge one would overflow float32
     return points.astype(np.float32) if len(points) else None

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from model.build import build_detector
 from model.checkpoint import from_bytes, load_strict, to_bytes
-from model.config import DetectorConfig, from_dict, to_dict
+from model.config import DetectorConfig
 from model.detector import Detector
+from model.settings import from_dict, to_dict
 from pipelines import commit, storage
 from pipelines.manifest import ClassInfo
 

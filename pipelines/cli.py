@@ -26,20 +26,25 @@ Each command explains itself: maskray COMMAND --help
 def _parse(kind: type[T], arguments: Sequence[str], command: str, description: str = "", default: T | None = None) -> T:
     import tyro
 
-    return tyro.cli(
+    parsed: T = tyro.cli(
         kind,
         args=list(arguments),
         prog=f"maskray {command}",
         description=description or None,
-        default=default,  # type: ignore[arg-type]
-        config=(tyro.conf.FlagConversionOff, tyro.conf.OmitArgPrefixes) if default is None else (tyro.conf.FlagConversionOff,),
+        default=default,
+        config=(tyro.conf.FlagConversionOff, tyro.conf.OmitArgPrefixes)
+        if default is None
+        else (tyro.conf.FlagConversionOff,),
     )
+    return parsed
 
 
 def _table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     cells = [[str(cell) for cell in row] for row in (headers, *rows)]
     widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
 
 
 def _percent(value: float) -> str:
@@ -55,7 +60,7 @@ _METRIC_HEADERS = ("", "AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def _show(text: str) -> None:
-    print(text)  # noqa: T201
+    print(text)
 
 
 def _choose(arguments: Sequence[str], choices: Sequence[str], command: str, what: str) -> tuple[str, Sequence[str]]:
@@ -79,9 +84,9 @@ def _prepare(arguments: Sequence[str]) -> None:
     from pipelines import prepare
     from pipelines.progress import Progress
 
-    kinds = {"coco": prepare.PrepareCoco, "images": prepare.PrepareImages}
+    kinds: dict[str, Any] = {"coco": prepare.PrepareCoco, "images": prepare.PrepareImages}
     source, rest = _choose(arguments, tuple(kinds), "prepare", "source")
-    config = _parse(kinds[source], rest, f"prepare {source}")
+    config: prepare.PrepareConfig = _parse(kinds[source], rest, f"prepare {source}")
     shown: list[Progress] = []
 
     def on_progress(state: prepare.Progress) -> None:
@@ -253,4 +258,3 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def _fail(message: str, code: int) -> None:
     sys.stderr.write(f"maskray: {message}\n")
     raise SystemExit(code)
-

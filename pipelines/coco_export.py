@@ -46,7 +46,12 @@ def to_coco(dataset: Dataset) -> dict[str, Any]:
     for index in range(len(dataset)):
         record = dataset.record(index)
         images.append(
-            {"id": record.image_id, "file_name": record.file_name, "height": record.height, "width": record.width}
+            {
+                "id": record.image_id,
+                "file_name": record.file_name,
+                "height": record.height,
+                "width": record.width,
+            }
         )
         annotations += [annotation(i, record, classes[i.label].id) for i in record.instances]
     return {
@@ -54,4 +59,3 @@ def to_coco(dataset: Dataset) -> dict[str, Any]:
         "annotations": annotations,
         "categories": [{"id": info.id, "name": info.name} for info in classes],
     }
-

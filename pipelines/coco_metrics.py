@@ -203,9 +203,7 @@ def _check_box(row: Mapping[str, Any], where: str) -> list[float]:
     except (TypeError, ValueError):
         values = []
     if len(values) != 4 or not all(map(math.isfinite, values)) or values[2] < 0 or values[3] < 0:
-        raise ValueError(
-            f"{where}: bbox is {box!r}, wanted finite [x, y, width, height], sizes >= 0: mend it"
-        )
+        raise ValueError(f"{where}: bbox is {box!r}, wanted finite [x, y, width, height], sizes >= 0: mend it")
     return values
 
 

@@ -104,9 +104,7 @@ def choose(judged: Sequence[Judged], names: Sequence[str], count: int = _A_GROUP
         key=lambda one: (-round(one.value(last), 1), -one.scores[last].found, -one.value(last), one.row),
     )
     best = by_mark[:count]
-    rest = sorted(
-        by_mark[count:], key=lambda one: (round(one.value(last), 1), -one.scores[last].mistakes, one.row)
-    )
+    rest = sorted(by_mark[count:], key=lambda one: (round(one.value(last), 1), -one.scores[last].mistakes, one.row))
     worst = rest[:count]
     groups = [
         Group(f"Best pictures of {names[last]}", tuple(best)),

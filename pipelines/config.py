@@ -4,7 +4,8 @@ import dataclasses
 import enum
 from typing import Any
 
-from model.config import DetectorConfig, to_dict
+from model.config import DetectorConfig
+from model.settings import to_dict
 from pipelines.optim import OptimConfig
 from pipelines.transforms import AugmentConfig
 

@@ -141,17 +141,13 @@ class Dataset:
             else:
                 buffer = pa.py_buffer(storage.read_bytes(self._filesystem, path))
         except (FileNotFoundError, IsADirectoryError) as error:
-            raise DatasetError(
-                f"{path} is missing, and the manifest names it: restore it or prepare again"
-            ) from error
+            raise DatasetError(f"{path} is missing, and the manifest names it: restore it or prepare again") from error
         if buffer.size != info.bytes:
             raise DatasetError(
                 f"{path} has {buffer.size} bytes, the manifest says {info.bytes}: it was cut; prepare again"
             )
         if self._verify and hashlib.sha256(buffer).hexdigest() != info.sha256:
-            raise DatasetError(
-                f"{path} does not match its sha256 in the manifest: it was damaged; prepare again"
-            )
+            raise DatasetError(f"{path} does not match its sha256 in the manifest: it was damaged; prepare again")
         return buffer
 
 
@@ -162,12 +158,6 @@ def _open_index(data: pa.Buffer, where: str, rows: int) -> pa.RecordBatch:
         batch.validate(full=True)
     except (pa.ArrowException, OSError) as error:
         raise DatasetError(f"{where} is not a readable index: prepare the data again") from error
-    if (
-        not batch.schema.equals(INDEX_SCHEMA)
-        or batch.num_rows != rows
-        or any(c.null_count for c in batch.columns)
-    ):
-        raise DatasetError(
-            f"{where} does not fit its manifest: {batch.num_rows} rows of {batch.schema.names}"
-        )
+    if not batch.schema.equals(INDEX_SCHEMA) or batch.num_rows != rows or any(c.null_count for c in batch.columns):
+        raise DatasetError(f"{where} does not fit its manifest: {batch.num_rows} rows of {batch.schema.names}")
     return batch

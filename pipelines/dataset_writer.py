@@ -142,9 +142,7 @@ def _index_of(batch: pa.RecordBatch) -> pa.RecordBatch:
     offsets, flat = crowd.offsets.to_numpy(), crowd.values.to_numpy(zero_copy_only=False)
     objects = ~flat
     before = np.concatenate([[0], np.cumsum(objects)]).astype(np.int32)
-    labels = pa.ListArray.from_arrays(
-        before[offsets], pa.array(batch.column("label").values.to_numpy()[objects])
-    )
+    labels = pa.ListArray.from_arrays(before[offsets], pa.array(batch.column("label").values.to_numpy()[objects]))
     columns = [batch.column(name) for name in ("image_id", "height", "width", "labelled")]
     return pa.RecordBatch.from_arrays([*columns, labels], schema=INDEX_SCHEMA)
 

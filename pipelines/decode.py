@@ -141,9 +141,7 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint
     except Exception as error:  # Pillow's decoders raise a dozen unrelated types on broken data
         raise DecodeError(DecodeFault.CORRUPT, _reason(error)) from error
     if pixels.shape != (header.height, header.width, 3):
-        raise DecodeError(
-            DecodeFault.CORRUPT, f"decoded to {pixels.shape}, header says {header.height}x{header.width}"
-        )
+        raise DecodeError(DecodeFault.CORRUPT, f"decoded to {pixels.shape}, header says {header.height}x{header.width}")
     return pixels
 
 
@@ -159,9 +157,7 @@ def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, Header]:
     if width < 1 or height < 1:
         raise DecodeError(DecodeFault.CORRUPT, f"header says {height}x{width} pixels")
     if width * height > max_pixels:
-        raise DecodeError(
-            DecodeFault.TOO_LARGE, f"header says {height}x{width} pixels, the limit is {max_pixels}"
-        )
+        raise DecodeError(DecodeFault.TOO_LARGE, f"header says {height}x{width} pixels, the limit is {max_pixels}")
     orientation = _orientation(picture)
     if orientation in _SWAPS_SIDES:
         width, height = height, width

@@ -18,6 +18,7 @@ from pipelines.ray_session import ray_session
 from pipelines.report import RunReport, save_report
 from pipelines.tracking import Tracker
 
+_ROWS_PER_SHARD = 32
 Say = Callable[[str], None]
 _CURVES = ("loss/total", "loss/rpn_cls", "loss/rpn_box", "loss/cls", "loss/box", "loss/mask", "learning_rate",
            "pictures_per_s", "data_wait_share")  # fmt: skip
@@ -104,15 +105,19 @@ def _training(config: DemoConfig, folder: Path, name: str, steps: int, sets: tup
 def _prepare(config: DemoConfig, folder: Path, say: Say) -> None:
     raw = folder / "raw"
     annotations = raw / "annotations"
-    common = {"rows_per_shard": 32, "seed": config.seed}
     plans: dict[str, prepare.PrepareConfig] = {
         part: prepare.PrepareCoco(
             images=str(raw / f"{part}2017"), annotations=str(annotations / f"instances_{part}2017.json"),
-            out=str(folder / "data" / part), **common,
+            out=str(folder / "data" / part), rows_per_shard=_ROWS_PER_SHARD, seed=config.seed,
         )
         for part in ("train", "val")
     }  # fmt: skip
-    plans["pool"] = prepare.PrepareImages(images=str(raw / "unlabeled2017"), out=str(folder / "data" / "pool"), **common)
+    plans["pool"] = prepare.PrepareImages(
+        images=str(raw / "unlabeled2017"),
+        out=str(folder / "data" / "pool"),
+        rows_per_shard=_ROWS_PER_SHARD,
+        seed=config.seed,
+    )
     for name, plan in plans.items():
         made = prepare.run(plan)
         say(f"  {name}: {made.rows_written} pictures, {made.instances_kept} objects, {made.rows_rejected} rejected")
@@ -133,7 +138,10 @@ def _distill(folder: Path, teacher: train.TrainResult, say: Say) -> None:
     predict.run(predict.PredictConfig(checkpoint=teacher.checkpoint, data=pool, out=labels))
     chosen = distill.run(
         distill.DistillConfig(
-            predictions=labels, pool=pool, labelled=str(folder / "data" / "train"), out=str(folder / "data" / "pseudo")
+            predictions=labels,
+            pool=pool,
+            labelled=str(folder / "data" / "train"),
+            out=str(folder / "data" / "pseudo"),
         )
     )
     kept = sum(row.kept for row in chosen.selection)
@@ -154,7 +162,7 @@ def _report(
         )
     intro = (
         f"A teacher learned from {config.train} labelled pictures, labelled {config.unlabelled} more by itself, and a "
-        f"student learned from both. Measured on {config.val} held-out pictures, one seed ({config.seed}), as it came out."
+        f"student learned from both. Measured on {config.val} held-out pictures, with one seed ({config.seed})."
     )
     return save_report("maskray demo", reports, str(folder / "report.html"), intro, seconds)
 
@@ -187,11 +195,11 @@ def run(config: DemoConfig, say: Say) -> DemoResult:
     """
     folder = Path(config.out).absolute()
     stages = _Stages(folder, say, 8)
-    with stages.stage("generate", f"{config.train} + {config.val} labelled and {config.unlabelled} unlabelled pictures"):
+    with stages.stage(
+        "generate", f"{config.train} + {config.val} labelled and {config.unlabelled} unlabelled pictures"
+    ):
         shapes.generate(
-            shapes.ShapesConfig(
-                train=config.train, val=config.val, unlabelled=config.unlabelled, seed=config.seed
-            ),
+            shapes.ShapesConfig(train=config.train, val=config.val, unlabelled=config.unlabelled, seed=config.seed),
             folder / "raw",
         )
     with ray_session():

@@ -167,8 +167,8 @@ class _ShardWork:
             record = pool.record(first + offset)
             if record.image_id != picture.image_id:
                 raise DistillError(
-                    f"picture {first + offset} of the pool has id {record.image_id}, its prediction {picture.image_id}: "
-                    "predict again on this pool"
+                    f"picture {first + offset} of the pool has id {record.image_id}, its prediction "
+                    f"{picture.image_id}: predict again on this pool"
                 )
             made = pseudo_record(record, picture, thresholds)
             if made.instances or self.config.keep_empty:
@@ -211,7 +211,10 @@ def run(config: DistillConfig) -> DistillResult:
     """
     config = dataclasses.replace(
         config,
-        **{name: storage.canonical_uri(getattr(config, name)) for name in ("predictions", "pool", "labelled", "out")},
+        predictions=storage.canonical_uri(config.predictions),
+        pool=storage.canonical_uri(config.pool),
+        labelled=storage.canonical_uri(config.labelled),
+        out=storage.canonical_uri(config.out),
     )
     pool, labelled = Dataset(config.pool), Manifest.load(config.labelled)
     found = PredictionsManifest.load(config.predictions)
@@ -250,7 +253,11 @@ def run(config: DistillConfig) -> DistillResult:
         rejections=(),
         rows_in=rows,
         instances_in=sum(shard.instances for shard in shards),
-        source={**source, "pool_pictures": str(len(pool)), "pictures_without_kept_object": str(len(pool) - rows)},
+        source={
+            **source,
+            "pool_pictures": str(len(pool)),
+            "pictures_without_kept_object": str(len(pool) - rows),
+        },
         fingerprint=fingerprint,
     )
     return DistillResult(dataset_writer.commit_dataset(filesystem, folder, draft), selection)

@@ -53,9 +53,10 @@ class EvaluateConfig:
         of_detector = (self.checkpoint, self.data, self.out)
         of_files = (self.annotations, self.results)
         if not (all(of_detector) and not any(of_files)) and not (all(of_files) and not any(of_detector)):
+            given = [f"--{field.name}" for field in dataclasses.fields(self)[:5] if getattr(self, field.name)]
             raise ValueError(
                 "evaluate needs either --checkpoint, --data and --out, or --annotations and --results, "
-                f"got {', '.join('--' + f.name for f in dataclasses.fields(self)[:5] if getattr(self, f.name)) or 'none'}"
+                f"got {', '.join(given) or 'none of them'}"
             )
 
 
@@ -102,7 +103,9 @@ def measure_files(annotations: str, results: str) -> Evaluation:
     if not (has_box or has_mask):
         raise EvaluationError(f"{results} has rows without bbox and without segmentation: one of them is needed")
     return Evaluation(
-        evaluate(truth, rows, "bbox") if has_box else None, evaluate(truth, rows, "segm") if has_mask else None, ""
+        evaluate(truth, rows, "bbox") if has_box else None,
+        evaluate(truth, rows, "segm") if has_mask else None,
+        "",
     )
 
 
@@ -121,9 +124,8 @@ def measure(dataset: Dataset, uri: str) -> Evaluation:
             f"{list(dataset.manifest.names)}: evaluate on data of the detector's classes"
         )
     truth = GroundTruth.from_coco(to_coco(dataset))
-    rows = [
-        row for picture in predictions.all_pictures(uri, manifest) for row in predictions.to_results(picture, manifest.classes)
-    ]  # fmt: skip
+    pictures = predictions.all_pictures(uri, manifest)
+    rows = [row for picture in pictures for row in predictions.to_results(picture, manifest.classes)]
     return Evaluation(evaluate(truth, rows, "bbox"), evaluate(truth, rows, "segm"), uri)
 
 
@@ -162,7 +164,9 @@ def run(config: EvaluateConfig) -> Evaluation:
         )
     )  # fmt: skip
     found = measure(dataset, config.out)
-    body = {name: metrics.numbers() for name, metrics in (("box", found.box), ("mask", found.mask)) if metrics}
+    body: dict[str, Any] = {
+        name: metrics.numbers() for name, metrics in (("box", found.box), ("mask", found.mask)) if metrics
+    }
     body["per_class"] = {
         name: metrics.per_class for name, metrics in (("box", found.box), ("mask", found.mask)) if metrics
     }

@@ -160,9 +160,7 @@ def _account(manifest: Manifest) -> str:
     kept = f"{manifest.instances_kept:,} objects"
     if manifest.crowds:
         kept += f", {manifest.crowds:,} of them crowd regions"
-    lost = (
-        f"{manifest.rows_rejected:,} pictures and {manifest.instances_rejected:,} objects of the source were"
-    )
+    lost = f"{manifest.rows_rejected:,} pictures and {manifest.instances_rejected:,} objects of the source were"
     if not manifest.rows_rejected + manifest.instances_rejected:
         lost = "Nothing of the source was"
     return f"{written}; {kept}. {lost} rejected."

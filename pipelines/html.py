@@ -113,9 +113,7 @@ class Page:
         """
         for number, row in enumerate(rows):
             if len(row) != len(headers):
-                raise ValueError(
-                    f"row {number} of the table has {len(row)} cells, wanted {len(headers)}: one a header"
-                )
+                raise ValueError(f"row {number} of the table has {len(row)} cells, wanted {len(headers)}: one a header")
         numeric = [
             bool(rows) and all(row[column] is None or isinstance(row[column], (int, float)) for row in rows)
             for column in range(len(headers))
@@ -129,9 +127,7 @@ class Page:
         table = f"<table><thead>{head}</thead><tbody>{body}</tbody></table>"
         self._parts.append(("", f'<div class="table">{table}</div>'))
 
-    def line_chart(
-        self, title: str, series: Mapping[str, Sequence[Point]], x_label: str, y_label: str
-    ) -> None:
+    def line_chart(self, title: str, series: Mapping[str, Sequence[Point]], x_label: str, y_label: str) -> None:
         """Add a chart; charts that follow each other stand side by side where there is room.
 
         Args:
@@ -213,9 +209,7 @@ class Page:
         """
         filesystem, path = storage.open_uri(uri)
         if storage.is_folder(filesystem, path):
-            raise ValueError(
-                f"cannot write the page {uri}: a folder is there; give a file such as {uri}/page.html"
-            )
+            raise ValueError(f"cannot write the page {uri}: a folder is there; give a file such as {uri}/page.html")
         commit.write_file(filesystem, path, self.render().encode())
         return storage.canonical_uri(uri)
 
@@ -242,9 +236,7 @@ def _style() -> str:
 def _img(image: NDArray[np.uint8], alt: str) -> str:
     """The picture as an element that holds it; ``alt`` is escaped already."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise ValueError(
-            f"a picture on a page is {image.dtype} {list(image.shape)}, wanted uint8 [H, W, 3]: convert"
-        )
+        raise ValueError(f"a picture on a page is {image.dtype} {list(image.shape)}, wanted uint8 [H, W, 3]: convert")
     data = BytesIO()
     # Full colour resolution: halved, it smears thin coloured outlines and labels.
     Image.fromarray(image).save(data, "JPEG", quality=88, subsampling=0)

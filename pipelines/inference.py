@@ -68,7 +68,11 @@ def _to_picture(
     mask = detector.config.mask
     sizes = torch.tensor([record.height, record.width]).expand(count, 2)
     runs = mask_rle(
-        found.masks[i, :count], boxes, sizes, threshold=mask.threshold, padded=mask.paste is PasteRule.PADDED_RESIZE
+        found.masks[i, :count],
+        boxes,
+        sizes,
+        threshold=mask.threshold,
+        padded=mask.paste is PasteRule.PADDED_RESIZE,
     )
     return PicturePrediction(
         image_id=record.image_id,

@@ -79,9 +79,7 @@ def verify(dataset: Dataset) -> Iterator[str]:
             continue
         for index in range(first, first + info.rows):
             record = dataset.record(index)
-            yield from (
-                f"record {index} ({record.file_name}): {problem}" for problem in _record_problems(record)
-            )
+            yield from (f"record {index} ({record.file_name}): {problem}" for problem in _record_problems(record))
             labels = [i.label for i in record.instances if not i.crowd]
             crowds += sum(i.crowd for i in record.instances)
             if any(not 0 <= label < len(counts) for label in labels):
@@ -146,11 +144,7 @@ def _text(dataset: Dataset, problems: Sequence[str], verified: bool) -> str:
     if verified:
         found = [f"  {problem}" for problem in problems[:_MOST_PROBLEMS]]
         more = [f"  and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
-        verdict = (
-            f"verified      {len(problems)} problems"
-            if problems
-            else "verified      everything is as committed"
-        )
+        verdict = f"verified      {len(problems)} problems" if problems else "verified      everything is as committed"
         lines += ["", verdict, *found, *more]
     return "\n".join(lines)
 
@@ -168,9 +162,7 @@ def _histogram_lines(dataset: Dataset) -> list[str]:
     objects = np.diff(dataset.label_offsets)
     rows = []
     for low, high in _PER_PICTURE:
-        count = int(
-            np.count_nonzero((objects >= low) & (objects <= (high if high is not None else objects.max())))
-        )
+        count = int(np.count_nonzero((objects >= low) & (objects <= (high if high is not None else objects.max()))))
         name = f"{low}" if low == high else f"{low}-{high}" if high is not None else f"{low}+"
         rows.append((name, str(count), "#" * round(40 * count / len(objects))))
     return _table(("objects a picture", "pictures", ""), rows)

@@ -139,7 +139,7 @@ class TrainBatches(TorchDataset[Batch]):
         self._short = max(augment.short_edges_px or (picture.short_edge_px,))
         self._orders = [
             SampleOrder(
-                source.dataset.rows_per_shard,
+                source.dataset.rows_per_shard.tolist(),
                 aspect_groups(source.dataset.sizes_hw, self._short, picture),
                 source.per_batch,
                 seed + number,  # two copies of one data set must not walk in step

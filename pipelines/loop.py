@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from model.build import build_detector
 from model.checkpoint import load_strict
-from model.config import from_dict
 from model.detector import LOSS_NAMES, Detector
+from model.settings import from_dict
 from model.structures import Images, PackedMasks, Targets
 from pipelines import checkpoints
 from pipelines.config import Precision, TrainConfig, batch_shares
@@ -153,7 +153,10 @@ def _data_parallel(detector: Detector, place: Place) -> nn.Module:
     on_gpu = place.device.type == "cuda"
     # A static graph holds because every loss exists on every step, also without objects.
     return nn.parallel.DistributedDataParallel(
-        detector, device_ids=[place.device] if on_gpu else None, static_graph=True, gradient_as_bucket_view=False
+        detector,
+        device_ids=[place.device] if on_gpu else None,
+        static_graph=True,
+        gradient_as_bucket_view=False,
     )
 
 

@@ -151,18 +151,14 @@ def load_from(filesystem: pafs.FileSystem, folder: str) -> Manifest:
     try:
         raw = storage.read_bytes(filesystem, path)
     except (FileNotFoundError, NotADirectoryError) as error:
-        raise ManifestError(
-            f"{folder} is no data set: it has no {FILE_NAME}; run `maskray prepare` (again)"
-        ) from error
+        raise ManifestError(f"{folder} is no data set: it has no {FILE_NAME}; run `maskray prepare` (again)") from error
     try:
         body = json.loads(raw)
     except (ValueError, RecursionError) as error:
         raise ManifestError(f"{path} is not JSON ({error}): it is damaged; prepare the data again") from error
     if not isinstance(body, dict) or body.get("kind") != KIND:
         kind = body.get("kind") if isinstance(body, dict) else type(body).__name__
-        raise ManifestError(
-            f"{path} is of kind {kind!r}, wanted {KIND!r}: give the folder of a prepared data set"
-        )
+        raise ManifestError(f"{path} is of kind {kind!r}, wanted {KIND!r}: give the folder of a prepared data set")
     if body.get("schema_version") != records.SCHEMA_VERSION:
         raise ManifestError(
             f"{path} has schema version {body.get('schema_version')!r}, wanted {records.SCHEMA_VERSION}: "
@@ -174,9 +170,7 @@ def load_from(filesystem: pafs.FileSystem, folder: str) -> Manifest:
 def _from_body(body: dict[str, Any], raw: bytes, path: str) -> Manifest:
     checksum = body.pop("checksum", None)
     if checksum != commit.sha256_of(_canonical(body)) or raw != _canonical({**body, "checksum": checksum}):
-        raise ManifestError(
-            f"{path} does not match its own checksum: it was damaged or edited; prepare the data again"
-        )
+        raise ManifestError(f"{path} does not match its own checksum: it was damaged or edited; prepare the data again")
     fields = dict(body)
     try:
         fields["classes"] = tuple(
@@ -188,14 +182,10 @@ def _from_body(body: dict[str, Any], raw: bytes, path: str) -> Manifest:
         fields["rejected"] = FileInfo(**body["rejected"])
         manifest = Manifest(**fields)
     except (KeyError, TypeError) as error:
-        raise ManifestError(
-            f"{path} lacks a field or has one too many ({error}): prepare the data again"
-        ) from error
+        raise ManifestError(f"{path} lacks a field or has one too many ({error}): prepare the data again") from error
     for info in (*manifest.shards, manifest.index, manifest.rejected):
         if "/" in info.file or "\\" in info.file or info.file.startswith("."):
-            raise ManifestError(
-                f"{path} names the file {info.file!r}, wanted a name beside it: do not use this data"
-            )
+            raise ManifestError(f"{path} names the file {info.file!r}, wanted a name beside it: do not use this data")
     return manifest
 
 

@@ -57,9 +57,7 @@ def validate_polygons(rings: object, height: int, width: int) -> tuple[FloatArra
         raise MaskError("no ring has three points")
     steps = sum(_boundary_steps(ring) for ring in kept)
     if steps > _MAX_BOUNDARY_STEPS:
-        raise MaskError(
-            f"the outline has {steps} steps of 1/{_STEPS_PER_PX} px, the limit is {_MAX_BOUNDARY_STEPS}"
-        )
+        raise MaskError(f"the outline has {steps} steps of 1/{_STEPS_PER_PX} px, the limit is {_MAX_BOUNDARY_STEPS}")
     return kept
 
 
@@ -108,9 +106,7 @@ def parse_counts(text: str | bytes) -> IntArray:
     if symbols.size == 0:
         return np.zeros(0, np.int64)
     if symbols.min() < 0 or symbols.max() > 63:
-        raise MaskError(
-            f"counts hold the byte {raw[int(np.argmax((symbols < 0) | (symbols > 63)))]}, wanted 48 to 111"
-        )
+        raise MaskError(f"counts hold the byte {raw[int(np.argmax((symbols < 0) | (symbols > 63)))]}, wanted 48 to 111")
     last = (symbols & 0x20) == 0
     if not last[-1]:
         raise MaskError("counts end inside a number")
@@ -121,9 +117,7 @@ def parse_counts(text: str | bytes) -> IntArray:
         raise MaskError(f"counts hold a number of {int(lengths.max())} groups, wanted at most {_MAX_GROUPS}")
     place = np.arange(symbols.size) - np.repeat(starts, lengths)
     values = np.add.reduceat((symbols & 0x1F) << (5 * place), starts)
-    values -= np.where(
-        symbols[ends] & 0x10, np.int64(1) << (5 * lengths), 0
-    )  # two's complement of 5 * length bits
+    values -= np.where(symbols[ends] & 0x10, np.int64(1) << (5 * lengths), 0)  # two's complement of 5 * length bits
     if not np.array_equal(lengths, _groups_needed(values)):
         raise MaskError("counts are not canonical: a number is written in more groups than it needs")
     runs = values.copy()
@@ -148,9 +142,7 @@ def format_counts(runs: IntArray) -> bytes:
 
 def polygons_to_rle(polygons: Sequence[FloatArray], height: int, width: int) -> bytes:
     """Canonical compressed counts of the union of rings that `validate_polygons` returned for this size."""
-    parts = coco_mask.frPyObjects(
-        [np.ascontiguousarray(ring, np.float64) for ring in polygons], height, width
-    )
+    parts = coco_mask.frPyObjects([np.ascontiguousarray(ring, np.float64) for ring in polygons], height, width)
     return bytes(coco_mask.merge(parts)["counts"])
 
 
@@ -269,9 +261,7 @@ def _without_empty_runs(runs: IntArray) -> IntArray:
 def _fitting_runs(counts: bytes, height: int, width: int) -> IntArray:
     runs = parse_counts(counts)
     if runs.size == 0 or runs.min() < 0 or runs.max() > height * width or int(runs.sum()) != height * width:
-        raise MaskError(
-            f"runs do not cover {height} x {width} pixels; pass counts through validate_rle first"
-        )
+        raise MaskError(f"runs do not cover {height} x {width} pixels; pass counts through validate_rle first")
     return runs
 
 
@@ -287,9 +277,7 @@ def _groups_needed(values: IntArray) -> IntArray:
 
 def _check_size(height: int, width: int) -> None:
     if height < 1 or width < 1 or height * width > _MAX_PIXELS:
-        raise MaskError(
-            f"the picture is {height}x{width}, wanted at least 1x1 and at most {_MAX_PIXELS} pixels"
-        )
+        raise MaskError(f"the picture is {height}x{width}, wanted at least 1x1 and at most {_MAX_PIXELS} pixels")
 
 
 def _short(value: object) -> str:

@@ -61,7 +61,14 @@ class OptimConfig:
         for name in ("learning_rate", "batch", "steps"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"optim.{name} must be > 0, got {getattr(self, name)!r}")
-        for name in ("momentum", "weight_decay", "norm_weight_decay", "warmup_steps", "warmup_factor", "clip_norm"):
+        for name in (
+            "momentum",
+            "weight_decay",
+            "norm_weight_decay",
+            "warmup_steps",
+            "warmup_factor",
+            "clip_norm",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"optim.{name} must be >= 0, got {getattr(self, name)!r}")
         if list(self.milestones) != sorted(self.milestones):

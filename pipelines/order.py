@@ -44,7 +44,7 @@ def epoch_permutation(rows_per_shard: Sequence[int], seed: int, epoch: int, wind
     return np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
 
 
-def group_batches(order: IntArray, groups: npt.NDArray[np.integer], batch: int, lead: int) -> IntArray:
+def group_batches(order: IntArray, groups: npt.NDArray[np.int8], batch: int, lead: int) -> IntArray:
     """Reorder one epoch so that batches hold one group (aspect) each, dropping and repeating nothing.
 
     Args:
@@ -74,7 +74,7 @@ class SampleOrder:
     def __init__(
         self,
         rows_per_shard: Sequence[int],
-        groups: npt.NDArray[np.integer],
+        groups: npt.NDArray[np.int8],
         batch: int,
         seed: int,
         window: int | None = None,

@@ -42,9 +42,7 @@ class PictureScore(NamedTuple):
         return self.objects - self.found + self.false
 
 
-def score_picture(
-    record: Record, prediction: PicturePrediction, min_score: float = MIN_SCORE
-) -> PictureScore:
+def score_picture(record: Record, prediction: PicturePrediction, min_score: float = MIN_SCORE) -> PictureScore:
     """Match detections to objects, best score first.
 
     Each takes the free object of its class that it overlaps most, if by ``MIN_IOU`` or more.
@@ -81,9 +79,7 @@ def score_picture(
     return PictureScore(total / judged if judged else None, objects, objects - int(free.sum()), false)
 
 
-def _overlaps(
-    record: Record, prediction: PicturePrediction, kept: npt.NDArray[np.int64]
-) -> npt.NDArray[np.float64]:
+def _overlaps(record: Record, prediction: PicturePrediction, kept: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """[detections, objects]: IoU, or for crowds and ignored regions the share of the detection inside."""
     instances = record.instances
     if not len(kept) or not instances:

@@ -115,12 +115,14 @@ def run(config: PredictConfig) -> PredictionsManifest:
     """
     config = dataclasses.replace(
         config,
-        **{name: storage.canonical_uri(getattr(config, name)) for name in ("checkpoint", "data", "out")},
+        checkpoint=storage.canonical_uri(config.checkpoint),
+        data=storage.canonical_uri(config.data),
+        out=storage.canonical_uri(config.out),
     )
     dataset, checkpoint = Dataset(config.data), checkpoints.load(config.checkpoint)
     # A run gets new checkpoints while it trains: fix the one that was found.
     config = dataclasses.replace(config, checkpoint=checkpoint.uri)
-    meta = {"dataset": dataset.manifest.hash, "checkpoint": checkpoint.hash, "batch": config.batch}
+    meta: dict[str, Any] = {"dataset": dataset.manifest.hash, "checkpoint": checkpoint.hash, "batch": config.batch}
     filesystem, folder = storage.open_uri(config.out)
     path = storage.join(folder, predictions.FILE_NAME)
     if storage.is_file(filesystem, path):

@@ -112,7 +112,8 @@ class PredictionsManifest:
             return PredictionsManifest(**body)
         except (ValueError, KeyError, TypeError) as error:
             raise PredictionsError(
-                f"{path} is no predictions manifest of version {_FORMAT_VERSION} ({error}): predict again into another --out"
+                f"{path} is no predictions manifest of version {_FORMAT_VERSION} ({error}): "
+                "predict again into another --out"
             ) from error
 
 

@@ -31,7 +31,7 @@ from pipelines import (
 from pipelines import manifest as manifests
 from pipelines.check_instance import Vocabulary
 from pipelines.datasets import coco, images
-from pipelines.shard_task import make_shard, PlanConflictError, ShardResult, ShardTask
+from pipelines.shard_task import PlanConflictError, ShardResult, ShardTask, make_shard
 from pipelines.source_index import Index, RawRow
 
 
@@ -91,9 +91,7 @@ class PrepareOptions:
             ValueError: a value is out of its range.
         """
         if self.rows_per_shard < 1:
-            raise ValueError(
-                f"rows_per_shard is {self.rows_per_shard}, wanted >= 1: pictures a shard, such as 256"
-            )
+            raise ValueError(f"rows_per_shard is {self.rows_per_shard}, wanted >= 1: pictures a shard, such as 256")
         if not 0 <= self.max_rejected <= 1:
             raise ValueError(f"max_rejected is {self.max_rejected}, wanted a share from 0 to 1, such as 0.01")
         if self.max_pixels < 1:
@@ -182,9 +180,7 @@ def _read_index(config: PrepareConfig) -> Index:
         return images.read_index(config.images)
     filesystem, path = storage.open_uri(config.images)
     if storage.is_local(filesystem) and not storage.is_folder(filesystem, path):
-        raise ValueError(
-            f"there is no folder {config.images}: give the folder that holds the annotation's pictures"
-        )
+        raise ValueError(f"there is no folder {config.images}: give the folder that holds the annotation's pictures")
     return coco.read_index(config.images, config.annotations)
 
 
@@ -259,9 +255,7 @@ def _maker(task: ShardTask) -> shard_runner.Work:
     return lambda number: make_shard(task, number).to_facts()
 
 
-def _check_budget(
-    lost: Sequence[rejections.Rejection], rows_in: int, instances_in: int, allowed: float
-) -> None:
+def _check_budget(lost: Sequence[rejections.Rejection], rows_in: int, instances_in: int, allowed: float) -> None:
     rows = sum(r.is_row for r in lost)
     instances = sum(r.instances for r in lost)
     for what, count, total in (("pictures", rows, rows_in), ("objects", instances, instances_in)):

@@ -40,7 +40,7 @@ def mask_rcnn_r101_fpn_1x() -> TrainConfig:
 
 
 def torchvision_mask_rcnn_r50_fpn() -> TrainConfig:
-    """torchvision's model and reference recipe: 26 epochs of COCO, decay after 16 and 22."""
+    """Model and reference recipe of torchvision: 26 epochs of COCO, decay after 16 and 22."""
     optim = OptimConfig(steps=190_606, milestones=(117_296, 161_282), norm_weight_decay=1e-4)
     return TrainConfig(detector=detectors.torchvision_mask_rcnn_r50_fpn(), optim=optim)
 

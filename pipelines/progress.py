@@ -1,4 +1,4 @@
-"""Progress of long work on standard error: one line that rewrites itself on a terminal, a line now and then elsewhere."""
+"""Progress of long work on standard error: a line that rewrites itself on a terminal, now and then one elsewhere."""
 
 import sys
 import time
@@ -41,7 +41,9 @@ class Progress:
         self._last = now
         speed = (done - self._first) / max(now - self._started, 1e-9)
         left = clock((self._total - done) / speed) if speed > 0 else "?"
-        line = f"{self._what}: {done}/{self._total} {self._unit}  {note}{'  ' if note else ''}{speed:.1f}/s  {left} left"
+        line = (
+            f"{self._what}: {done}/{self._total} {self._unit}  {note}{'  ' if note else ''}{speed:.1f}/s  {left} left"
+        )
         sys.stderr.write(f"\r\x1b[2K{line}" if terminal else f"{line}\n")
         self._open_line = terminal
         sys.stderr.flush()

@@ -70,6 +70,4 @@ def require_cpus(number: float, what: str) -> None:
     """
     have = float(ray.cluster_resources().get("CPU", 0.0))
     if have < number:
-        raise RayError(
-            f"{what} needs {number:g} CPUs and this Ray cluster has {have:g}: ask for fewer, or add nodes"
-        )
+        raise RayError(f"{what} needs {number:g} CPUs and this Ray cluster has {have:g}: ask for fewer, or add nodes")

@@ -123,9 +123,7 @@ def to_table(records: Sequence[Record]) -> pa.Table:
         "ignore": [[i.ignore for i in r.instances] for r in rows],
         "polygons": [[None if i.polygons is None else list(i.polygons) for i in r.instances] for r in rows],
         "rle": [[i.rle for i in r.instances] for r in rows],
-        "keypoints": [
-            [None if i.keypoints is None else i.keypoints.ravel() for i in r.instances] for r in rows
-        ],
+        "keypoints": [[None if i.keypoints is None else i.keypoints.ravel() for i in r.instances] for r in rows],
         "score": [[i.score for i in r.instances] for r in rows],
         "loss_weight": [[i.loss_weight for i in r.instances] for r in rows],
     }
@@ -168,14 +166,10 @@ def check_schema(schema: pa.Schema, where: str) -> None:
         SchemaError: another column, type, order or nullability, or field metadata.
     """
     if len(schema) != len(SCHEMA) or schema.names != SCHEMA.names:
-        raise SchemaError(
-            f"{where} has the columns {schema.names}, wanted {SCHEMA.names}: prepare the data again"
-        )
+        raise SchemaError(f"{where} has the columns {schema.names}, wanted {SCHEMA.names}: prepare the data again")
     for have, want in zip(schema, SCHEMA, strict=True):
         if not have.equals(want) or _has_metadata(have):
-            raise SchemaError(
-                f"{where}: column {want.name} is {_shown(have)}, wanted {_shown(want)}: prepare again"
-            )
+            raise SchemaError(f"{where}: column {want.name} is {_shown(have)}, wanted {_shown(want)}: prepare again")
 
 
 def _instances(one: dict[str, pa.Scalar]) -> tuple[Instance, ...]:
@@ -215,9 +209,7 @@ def _polygons(per_instance: pa.ListArray) -> list[tuple[FloatArray, ...] | None]
     flat = rings.values.to_numpy()
     known = per_instance.is_valid().to_numpy(zero_copy_only=False)
     return [
-        tuple(flat[start[r] : start[r + 1]].copy() for r in range(first[i], first[i + 1]))
-        if known[i]
-        else None
+        tuple(flat[start[r] : start[r + 1]].copy() for r in range(first[i], first[i + 1])) if known[i] else None
         for i in range(len(per_instance))
     ]
 

@@ -98,18 +98,14 @@ def _open(runs: Sequence[RunReport]) -> tuple[Dataset | None, list[Predicted]]:
     """The data set of all runs, and the runs with predictions on it."""
     names = [run.name for run in runs]
     if not runs or len(set(names)) < len(names):
-        raise ReportError(
-            f"the report's runs are {names}, wanted one or more with a name each: rename or drop some"
-        )
+        raise ReportError(f"the report's runs are {names}, wanted one or more with a name each: rename or drop some")
     uris = list(dict.fromkeys(run.data for run in runs if run.data))
     if not uris:
         return None, []
     dataset = Dataset(uris[0])
     for uri in uris[1:]:
         if Manifest.load(uri).hash != dataset.manifest.hash:
-            raise ReportError(
-                f"the runs were measured on {uris[0]} and on {uri}, wanted one data set: measure again"
-            )
+            raise ReportError(f"the runs were measured on {uris[0]} and on {uri}, wanted one data set: measure again")
     return dataset, [_predicted(run, dataset) for run in runs if run.predictions]
 
 
@@ -118,9 +114,7 @@ def _predicted(run: RunReport, dataset: Dataset) -> Predicted:
     manifest = PredictionsManifest.load(run.predictions)
     known, found = dataset.manifest, [info.name for info in manifest.classes]
     if manifest.dataset != known.hash or len(manifest.shards) != len(known.shards):
-        raise ReportError(
-            f"the predictions at {run.predictions} are on other data than {dataset.uri}: predict again"
-        )
+        raise ReportError(f"the predictions at {run.predictions} are on other data than {dataset.uri}: predict again")
     if manifest.classes != known.classes:
         raise ReportError(
             f"the predictions at {run.predictions} have the classes {found}, "
@@ -159,13 +153,11 @@ def _add_accuracy(page: Page, runs: Sequence[RunReport]) -> None:
         return
     page.paragraph(
         "COCO's average precision in percent: AP is the mean over overlaps (IoU) of 0.50 to 0.95, AP50 and "
-        "AP75 are those at 0.50 and at 0.75."
-        + (" The best run of each column is bold." if len(runs) > 1 else "")
+        "AP75 are those at 0.50 and at 0.75." + (" The best run of each column is bold." if len(runs) > 1 else "")
     )
     columns = [(kind, name) for kind in kinds for name in _AP_NAMES]
     rows: list[list[Cell]] = [
-        [run.name, *(_percent(getattr(getattr(run, kind), name, -1.0)) for kind, name in columns)]
-        for run in runs
+        [run.name, *(_percent(getattr(getattr(run, kind), name, -1.0)) for kind, name in columns)] for run in runs
     ]
     bold: set[tuple[int, int]] = set()
     for column in range(1, len(columns) + 1):

@@ -55,7 +55,6 @@ class ShardResult:
     rejections: tuple[Rejection, ...]
     was_there: bool
 
-
     def to_facts(self) -> dict[str, object]:
         """As JSON-able facts, for the way through Ray."""
         return {
@@ -158,9 +157,7 @@ def _outcomes(task: ShardTask, rows: list[RawRow]) -> Iterator[check.Checked | R
         yield data if isinstance(data, Rejection) else check.check(row, data, task.rules)
 
 
-def _read_picture(
-    filesystem: pafs.FileSystem, root: str, real_root: Path | None, row: RawRow
-) -> bytes | Rejection:
+def _read_picture(filesystem: pafs.FileSystem, root: str, real_root: Path | None, row: RawRow) -> bytes | Rejection:
     name = str(row.file_name)
     path = storage.join(root, name)
     if real_root is not None and not Path(path).resolve().is_relative_to(real_root):
@@ -171,9 +168,7 @@ def _read_picture(
     info = filesystem.get_file_info(path)
     if info.type != pafs.FileType.File:
         found = "no such file" if info.type == pafs.FileType.NotFound else "not a plain file"
-        return check.reject_row(
-            row, Reason.MISSING_PICTURE, "file_name", f"{rejections.shown(name)}: {found}"
-        )
+        return check.reject_row(row, Reason.MISSING_PICTURE, "file_name", f"{rejections.shown(name)}: {found}")
     if (info.size or 0) > MAX_PICTURE_BYTES:
         return check.reject_row(row, Reason.PICTURE_TOO_LARGE, "file_name", f"{info.size} bytes")
     try:

@@ -108,9 +108,7 @@ def _check_footer(source: pa.NativeFile, where: str) -> None:
     tail = source.read_at(_TAIL_BYTES, size - _TAIL_BYTES)
     length = int.from_bytes(tail[:4], "little", signed=True)
     if tail[4:] != _MAGIC or not 0 < length <= size - 2 * _TAIL_BYTES:
-        raise records.SchemaError(
-            f"{where} ends without an Arrow footer: it was cut short; prepare the data again"
-        )
+        raise records.SchemaError(f"{where} ends without an Arrow footer: it was cut short; prepare the data again")
     if _EXTENSION_MARK in source.read_at(length, size - _TAIL_BYTES - length):
         raise records.SchemaError(
             f"{where} holds Arrow extension types, wanted plain ones only: it could run code; do not use it"

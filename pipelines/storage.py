@@ -103,9 +103,7 @@ def list_files(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = Fa
         FileNotFoundError: there is no such folder.
     """
     found = filesystem.get_file_info(pafs.FileSelector(folder, recursive=recursive))
-    return sorted(
-        (info for info in found if info.type == pafs.FileType.File), key=lambda info: str(info.path)
-    )
+    return sorted((info for info in found if info.type == pafs.FileType.File), key=lambda info: str(info.path))
 
 
 def delete_file(filesystem: pafs.FileSystem, path: str) -> None:

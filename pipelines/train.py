@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import ray
 import torch
 
-from model.config import override, to_dict
+from model.settings import override, to_dict
 from pipelines import checkpoints, commit, storage
 from pipelines.config import TrainConfig
 from pipelines.evaluate import Evaluation
@@ -114,7 +114,6 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
     return override(config, "detector.num_classes", len(classes)), manifests, classes
 
 
-@ray.remote(num_cpus=0)
 class _Inbox:
     """Collects the workers' metrics until the driver fetches them."""
 
@@ -206,7 +205,9 @@ def log_evaluation(result: TrainResult, found: Evaluation, step: int) -> None:
     """Add the final checkpoint's AP to the run's tracking."""
     tracker = Tracker(result.tracking_uri, result.tracking_run, "")
     parts = {"box": found.box, "mask": found.mask}
-    values = {f"val/{kind}/{name}": value for kind, part in parts.items() if part for name, value in part.numbers().items()}
+    values = {
+        f"val/{kind}/{name}": value for kind, part in parts.items() if part for name, value in part.numbers().items()
+    }
     tracker.metrics(values, step)
     tracker.finish("FINISHED")
 
@@ -219,7 +220,7 @@ def _train(config: TrainConfig, classes: tuple[ClassInfo, ...], tracker: Tracker
     cpus = execution.workers * execution.cpus_per_worker
     with ray_session(execution.address or None):
         require_cpus(cpus, f"training with {execution.workers} workers of {execution.cpus_per_worker} CPUs")
-        inbox = _Inbox.remote()
+        inbox = ray.remote(num_cpus=0)(_Inbox).remote()
         follower = _Follower(inbox, tracker, Progress("train", config.optim.steps, "steps", done))
         job = {"config": to_dict(config), "classes": [dataclasses.asdict(info) for info in classes]}
         trainer = TorchTrainer(
@@ -228,7 +229,10 @@ def _train(config: TrainConfig, classes: tuple[ClassInfo, ...], tracker: Tracker
             scaling_config=ScalingConfig(
                 num_workers=execution.workers,
                 use_gpu=execution.gpu,
-                resources_per_worker={"CPU": execution.cpus_per_worker, **({"GPU": 1} if execution.gpu else {})},
+                resources_per_worker={
+                    "CPU": execution.cpus_per_worker,
+                    **({"GPU": 1} if execution.gpu else {}),
+                },
             ),
             run_config=RunConfig(
                 # Ray keeps its own state per attempt; what a run continues from are our checkpoints alone.
@@ -242,4 +246,3 @@ def _train(config: TrainConfig, classes: tuple[ClassInfo, ...], tracker: Tracker
             trainer.fit()
         finally:
             follower.finish()
-

@@ -1,5 +1,7 @@
 """The mask head: an M x M mask of each class for each RoI (Mask R-CNN, section 3)."""
 
+import itertools
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ class MaskHead(nn.Module):
         super().__init__()
         widths = [in_channels] + [config.channels] * config.num_convs
         self.convs = nn.ModuleList(
-            nn.Conv2d(before, after, 3, padding=1) for before, after in zip(widths, widths[1:], strict=False)
+            nn.Conv2d(before, after, 3, padding=1) for before, after in itertools.pairwise(widths)
         )
         self.deconv = nn.ConvTranspose2d(widths[-1], config.channels, 2, stride=2)
         self.logits = nn.Conv2d(config.channels, num_classes, 1)
@@ -65,9 +67,15 @@ def mask_loss(
     crop_index = torch.where(used, crop_index, -1)
     soft = config.target is MaskTarget.SOFT
     wanted = mask_targets(
-        masks.data, masks.offsets.flatten().clamp(min=0), masks.extents.flatten(0, 1), rois.reshape(-1, 4), crop_index, side,
-        aligned=not soft, binarise=not soft,
-    )  # fmt: skip
+        masks.data,
+        masks.offsets.flatten().clamp(min=0),
+        masks.extents.flatten(0, 1),
+        rois.reshape(-1, 4),
+        crop_index,
+        side,
+        aligned=not soft,
+        binarise=not soft,
+    )
     own = select_class(logits, labels.flatten().clamp(max=logits.shape[1] - 1))
     loss = F.binary_cross_entropy_with_logits(own, wanted, reduction="none")
     loss = torch.where(used[:, None, None], loss, loss.new_zeros(()))

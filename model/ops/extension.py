@@ -58,7 +58,7 @@ def check_device(what: str, tensor: Tensor) -> None:
         )
 
 
-def call(operator: Callable[..., Any], *args: object) -> Any:  # noqa: ANN401 - each operator returns its own
+def call(operator: Callable[..., Any], *args: object) -> Any:
     """``operator(*args)``, with the errors it finds in its input as ``ValueError``.
 
     torch raises every C++ exception as ``RuntimeError``; those of torch itself (out of memory, say) stay

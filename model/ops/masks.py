@@ -70,8 +70,7 @@ def mask_targets(
         )
     if offsets.dim() != 1 or extents.shape != (*offsets.shape, 6):
         raise ValueError(
-            f"mask targets got offsets {list(offsets.shape)} and extents {list(extents.shape)}, wanted [T] "
-            "and [T, 6]"
+            f"mask targets got offsets {list(offsets.shape)} and extents {list(extents.shape)}, wanted [T] and [T, 6]"
         )
     if rois.dim() != 2 or rois.shape[1] != 4 or crop_index.shape != rois.shape[:1] or size < 1:
         raise ValueError(
@@ -92,9 +91,7 @@ def _mask_targets_fake(
     return rois.new_empty((rois.shape[0], size, size), dtype=torch.float32)
 
 
-def mask_rle(
-    probs: Tensor, boxes: Tensor, sizes_hw: Tensor, threshold: float = 0.5, *, padded: bool
-) -> MaskRuns:
+def mask_rle(probs: Tensor, boxes: Tensor, sizes_hw: Tensor, threshold: float = 0.5, *, padded: bool) -> MaskRuns:
     """Run lengths of predicted masks pasted into their pictures, without ever making a full-size mask.
 
     ``padded=False`` is the rule of Detectron2 and MMDetection: ``grid_sample`` at pixel centres, and a pixel

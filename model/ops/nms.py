@@ -37,9 +37,7 @@ def nms(boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_thresh
             f"and valid {list(shape)}, wanted [B, N, 4] and three times [B, N]"
         )
     if valid.dtype != torch.bool or groups.dtype != torch.int64:
-        raise ValueError(
-            f"nms got valid of {valid.dtype} and groups of {groups.dtype}, wanted bool and int64"
-        )
+        raise ValueError(f"nms got valid of {valid.dtype} and groups of {groups.dtype}, wanted bool and int64")
     if len({boxes.device, scores.device, groups.device, valid.device}) != 1:
         raise ValueError(
             f"nms got boxes on {boxes.device}, scores on {scores.device}, groups on {groups.device} and "

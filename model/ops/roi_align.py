@@ -140,14 +140,14 @@ def _roi_align_backward_fake(
     return [grad.new_empty(shape).to(memory_format=torch.channels_last) for shape in shapes]
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:  # noqa: ANN401 - torch gives no type
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, rois, levels, _, _, scales, sampling_ratio, aligned = inputs
     ctx.save_for_backward(rois, levels)
     ctx.sizes = [size for map_ in features for size in map_.shape]
     ctx.settings = (scales, sampling_ratio, aligned)
 
 
-def _differentiate(ctx: Any, grad: Tensor) -> tuple[object, ...]:  # noqa: ANN401 - torch gives no type
+def _differentiate(ctx: Any, grad: Tensor) -> tuple[object, ...]:
     rois, levels = ctx.saved_tensors
     grads = torch.ops.maskray.roi_align_backward(grad, rois, levels, ctx.sizes, *ctx.settings)
     return grads, None, None, None, None, None, None, None

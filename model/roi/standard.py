@@ -45,7 +45,13 @@ class StandardRoI(nn.Module):
         rois, positive = sampled.rois[:, :quota], sampled.positive[:, :quota]
         mask_logits = self.mask_head(self.pooler(features, rois, self.pooler.config.mask_size))
         losses["mask"] = mask_loss(
-            mask_logits, rois, objects[:, :quota], sampled.labels[:, :quota], positive, targets.masks, self.mask_config
+            mask_logits,
+            rois,
+            objects[:, :quota],
+            sampled.labels[:, :quota],
+            positive,
+            targets.masks,
+            self.mask_config,
         )
         return losses
 
@@ -59,10 +65,10 @@ class StandardRoI(nn.Module):
             positive, valid & ~positive, targets.seeds,
             self.box_config.samples, self.box_config.positive_share, _SAMPLE_STREAM,
         )  # fmt: skip
-        objects = matches.index.gather(1, drawn.index)
+        objects = matches.best.gather(1, drawn.place)
         background = self.box_head.num_classes
         labels = torch.where(drawn.positive, targets.labels.gather(1, objects), background)
-        rois = boxes.gather(1, drawn.index[..., None].expand(-1, -1, 4))
+        rois = boxes.gather(1, drawn.place[..., None].expand(-1, -1, 4))
         object_boxes = targets.boxes.gather(1, objects[..., None].expand(-1, -1, 4))
         return BoxTargets(rois, labels, object_boxes, drawn.positive, drawn.valid), objects
 

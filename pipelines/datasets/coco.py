@@ -61,13 +61,9 @@ def _read(uri: str) -> bytes:
     filesystem, path = storage.open_uri(uri)
     info = filesystem.get_file_info(path)
     if not storage.is_file(filesystem, path):
-        raise CocoError(
-            f"there is no annotation file {uri}: give a COCO JSON such as instances_train2017.json"
-        )
+        raise CocoError(f"there is no annotation file {uri}: give a COCO JSON such as instances_train2017.json")
     if info.size is not None and info.size > MAX_JSON_BYTES:
-        raise CocoError(
-            f"{uri} has {info.size} bytes, the limit is {MAX_JSON_BYTES}: split it into several data sets"
-        )
+        raise CocoError(f"{uri} has {info.size} bytes, the limit is {MAX_JSON_BYTES}: split it into several data sets")
     return storage.read_bytes(filesystem, path)
 
 
@@ -79,9 +75,7 @@ def _parse(raw: bytes, uri: str) -> dict[str, object]:
     except RecursionError as error:
         raise CocoError(f"{uri} is nested too deeply to be COCO: give a COCO JSON file") from error
     except ValueError as error:
-        raise CocoError(
-            f"{uri} is not JSON: {str(error).splitlines()[0][:200]}; give a COCO JSON file"
-        ) from error
+        raise CocoError(f"{uri} is not JSON: {str(error).splitlines()[0][:200]}; give a COCO JSON file") from error
     if not isinstance(body, dict):
         raise CocoError(f"{uri} holds a {type(body).__name__}, wanted an object with images and annotations")
     return body
@@ -111,9 +105,7 @@ def _classes(categories: object, uri: str) -> tuple[ClassInfo, ...]:
         category = as_id(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("name") if isinstance(entry, dict) else None
         if category is None or not isinstance(name, str):
-            raise CocoError(
-                f"{uri} has the category {shown(entry)}, wanted an integer id and a name: correct the file"
-            )
+            raise CocoError(f"{uri} has the category {shown(entry)}, wanted an integer id and a name: correct the file")
         if category in made:
             raise CocoError(f"{uri} has the category id {category} twice: give each category its own id")
         points = entry.get("keypoints", [])
@@ -167,8 +159,6 @@ def _group(
             grouped.setdefault(image_id, []).append(kept)
             continue
         rejections.append(
-            Rejection(
-                reason, field, shown(value), False, image_id=image_id, instance_id=instance_id, instances=1
-            )
+            Rejection(reason, field, shown(value), False, image_id=image_id, instance_id=instance_id, instances=1)
         )
     return grouped, rejections

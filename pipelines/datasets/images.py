@@ -47,9 +47,7 @@ def read_index(images: str) -> Index:
         root = path
         names = [n for n in _listed(filesystem, root, images) if n.lower().endswith(SUFFIXES)]
     if not names:
-        raise PicturesError(
-            f"no pictures at {images}: give a folder, a glob such as pool/*.jpg, or a .txt list"
-        )
+        raise PicturesError(f"no pictures at {images}: give a folder, a glob such as pool/*.jpg, or a .txt list")
     return _index(_uri_of(images, path, root), names, images)
 
 

@@ -3,14 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from tests.oracles.torchvision_peer import NUM_CLASSES, build_ours, build_peer, textured_picture
 from pycocotools import mask as coco_mask
 
 from model.convert import from_torchvision
 from model.detector import LOSS_NAMES
+from model.ops.masks import mask_rle
 from model.picture import pad, resize, resized_hw, tight_hw
 from model.structures import PackedMasks, Targets
-from model.ops.masks import mask_rle
+from tests.oracles.torchvision_peer import NUM_CLASSES, build_ours, build_peer, textured_picture
 
 MIN_DETECTIONS = 40
 
@@ -98,7 +98,12 @@ def pack(pictures, height, width):
 # Larger than the number of candidates, so that nothing is drawn: at most 60 of the 600 boxes are positive.
 NO_SAMPLING = {"rpn_batch_size_per_image": 20_000, "rpn_positive_fraction": 1.0,
                "box_batch_size_per_image": 600, "box_positive_fraction": 0.1}  # fmt: skip
-NO_SAMPLING_OURS = {"rpn.samples": 20_000, "rpn.positive_share": 1.0, "box.samples": 600, "box.positive_share": 0.1}
+NO_SAMPLING_OURS = {
+    "rpn.samples": 20_000,
+    "rpn.positive_share": 1.0,
+    "box.samples": 600,
+    "box.positive_share": 0.1,
+}
 
 
 @pytest.mark.parametrize("with_objects", [True, False], ids=["objects", "second-picture-empty"])
@@ -119,14 +124,16 @@ def test_losses_and_gradients_equal_torchvision(with_objects):
     )
     images = pad([picture * 255 for picture in pictures], tight_hw([(height, width)] * 2, ours.config.picture))
     losses = ours.losses(images, pack(objects, height, width))
-    names = dict(zip(LOSS_NAMES, ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask"),
-                     strict=True))  # fmt: skip
+    peers_names = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
+    names = dict(zip(LOSS_NAMES, peers_names, strict=True))
     for name in LOSS_NAMES:
         torch.testing.assert_close(losses[name], theirs[names[name]], rtol=1e-4, atol=1e-6, msg=name)
     sum(theirs.values()).backward()
     sum(losses.values()).backward()
     # Converting the peer's gradients by its weights' own table pairs each with ours.
-    gradients = {n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in peer.state_dict(keep_vars=True).items()}
+    gradients = {
+        n: torch.zeros_like(p) if p.grad is None else p.grad for n, p in peer.state_dict(keep_vars=True).items()
+    }
     paired = from_torchvision(gradients)
     checked = 0
     for name, parameter in ours.named_parameters():

@@ -36,7 +36,7 @@ def roi_align(features, rois, output_size, scale, sampling_ratio, aligned):
         x1, y1, x2, y2 = (corner * scale - shift for corner in corners)
         sides = (y2 - y1, x2 - x1)
         if not aligned:
-            sides = tuple(max(side, 1.0) if side == side else side for side in sides)
+            sides = tuple(side if math.isnan(side) else max(side, 1.0) for side in sides)
         bin_h, bin_w = sides[0] / height, sides[1] / width
         num_y, num_x = samples_per_bin(bin_h, sampling_ratio), samples_per_bin(bin_w, sampling_ratio)
         for by in range(height):

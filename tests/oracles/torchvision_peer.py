@@ -7,9 +7,9 @@ from torchvision.ops import misc
 
 from model.build import build_detector
 from model.checkpoint import load_strict
-from model.config import override
 from model.convert import from_torchvision
 from model.presets import torchvision_mask_rcnn_r50_fpn
+from model.settings import override
 
 NUM_CLASSES = 12
 CLASS_SCALE = 12

@@ -19,9 +19,7 @@ def judged(**changes):
 
 
 def test_a_good_picture_is_kept_with_its_bytes():
-    checked = check.check(
-        row([tiny_coco.annotation(1, 5), tiny_coco.annotation(2, 5, category_id=7)]), DATA, RULES
-    )
+    checked = check.check(row([tiny_coco.annotation(1, 5), tiny_coco.annotation(2, 5, category_id=7)]), DATA, RULES)
     assert checked.rejections == ()
     record = checked.record
     assert (record.image, record.image_id, record.height, record.width, record.labelled) == (

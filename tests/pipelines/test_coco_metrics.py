@@ -198,12 +198,8 @@ BAD_RESULTS = [
     pytest.param(
         "segm", {"segmentation": compressed(square(0, 0, 5, (50, 40)))}, r"size is \[50, 40\]", id="mask-size"
     ),
-    pytest.param(
-        "segm", {"segmentation": {"size": [40, 50], "counts": "0~~~"}}, r"results\[0\]: counts", id="bytes"
-    ),
-    pytest.param(
-        "segm", {"segmentation": {"size": [40, 50], "counts": [5, 9999]}}, r"run 1 is 9999", id="runs"
-    ),
+    pytest.param("segm", {"segmentation": {"size": [40, 50], "counts": "0~~~"}}, r"results\[0\]: counts", id="bytes"),
+    pytest.param("segm", {"segmentation": {"size": [40, 50], "counts": [5, 9999]}}, r"run 1 is 9999", id="runs"),
 ]
 
 

@@ -13,16 +13,12 @@ from pipelines.manifest import ClassInfo, Manifest, ManifestError
 from pipelines.records import Instance, Record, SchemaError
 
 CLASSES = (ClassInfo(3, "dog"), ClassInfo(7, "cat", ("nose", "tail")))
-LOST = (
-    rejections.Rejection(rejections.Reason.CORRUPT_PICTURE, "file_name", "x", True, "x.jpg", 99, None, 2),
-)
+LOST = (rejections.Rejection(rejections.Reason.CORRUPT_PICTURE, "file_name", "x", True, "x.jpg", 99, None, 2),)
 
 
 def record(number):
     objects = tuple(
-        Instance(
-            100 * number + k, k % 2, (0.0, 0.0, 1.0, 1.0), 1.0, k == 2, False, (np.arange(6.0),), None, None
-        )
+        Instance(100 * number + k, k % 2, (0.0, 0.0, 1.0, 1.0), 1.0, k == 2, False, (np.arange(6.0),), None, None)
         for k in range(number % 4)
     )
     return Record(number, f"{number}.jpg", b"x" * number, "0" * 64, 3 + number, 4, objects, number != 5)
@@ -110,9 +106,7 @@ def test_an_account_that_does_not_add_up_is_never_committed(tmp_path):
     filesystem, path = storage.open_uri(str(tmp_path))
     info = dataset_writer.write_shard(filesystem, path, 0, [record(1)], {})
     with pytest.raises(ManifestError, match="rows_in is 3, its parts make 1"):
-        dataset_writer.commit_dataset(
-            filesystem, path, dataset_writer.Draft(CLASSES, (info,), (), 3, 1, {}, "f")
-        )
+        dataset_writer.commit_dataset(filesystem, path, dataset_writer.Draft(CLASSES, (info,), (), 3, 1, {}, "f"))
     assert not (tmp_path / "manifest.json").exists()
 
 

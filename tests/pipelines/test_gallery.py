@@ -125,6 +125,4 @@ def test_scores_and_crowds_are_marked(changes, every_score, differs):
 
 def test_an_object_without_a_mask_has_its_box():
     shown = load_shown(record(1))
-    assert (
-        (draw_instances(shown, [thing(1, BOX, polygons=None)], NAMES) == np.array(palette(0))).all(-1).any()
-    )
+    assert (draw_instances(shown, [thing(1, BOX, polygons=None)], NAMES) == np.array(palette(0))).all(-1).any()

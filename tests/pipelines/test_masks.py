@@ -99,9 +99,7 @@ def test_mutated_run_lists_are_refused_or_mean_what_the_oracle_says():
             with pytest.raises(masks.MaskError, match="run"):
                 masks.validate_rle(runs, *mask.shape)
         else:
-            np.testing.assert_array_equal(
-                masks.rasterise(masks.validate_rle(runs, *mask.shape), *mask.shape), truth
-            )
+            np.testing.assert_array_equal(masks.rasterise(masks.validate_rle(runs, *mask.shape), *mask.shape), truth)
 
 
 @pytest.mark.parametrize(
@@ -168,9 +166,7 @@ def test_short_rings_are_left_out_and_polygons_equal_pycocotools():
     for _ in range(200):
         height, width = (int(v) for v in rng.integers(5, 60, 2))
         rings = [
-            np.round(
-                rng.uniform(-3, 62, 2 * int(rng.integers(3, 9))) % (2 * min(height, width)) - 2, 2
-            ).tolist()
+            np.round(rng.uniform(-3, 62, 2 * int(rng.integers(3, 9))) % (2 * min(height, width)) - 2, 2).tolist()
             for _ in range(int(rng.integers(1, 4)))
         ]
         kept = masks.validate_polygons([*rings, [1.0, 2.0]], height, width)

@@ -28,9 +28,7 @@ CASES = [
     pytest.param(record(1), [BOX], {}, (0.0, 0, 0, 1), id="false-on-empty"),
     pytest.param(record(1, [CROWD]), [(42, 5, 50, 12)], {}, (None, 0, 0, 0), id="on-a-crowd"),
     pytest.param(record(1, [CROWD]), [(42, 5, 50, 12)], {"labels": [1]}, (0.0, 0, 0, 1), id="other-crowd"),
-    pytest.param(
-        record(1, [thing(1, BOX, ignore=True)]), [BOX], {}, (None, 0, 0, 0), id="on-an-ignored-region"
-    ),
+    pytest.param(record(1, [thing(1, BOX, ignore=True)]), [BOX], {}, (None, 0, 0, 0), id="on-an-ignored-region"),
     pytest.param(record(1, [thing(1, BOX, polygons=None)]), [HALF], {}, (0.6, 1, 1, 0), id="boxes-only"),
 ]
 
@@ -45,7 +43,5 @@ def test_scores(truth, boxes, settings, wanted):
 
 def test_damaged_masks_never_reach_the_compiled_code():
     damaged = dataclasses.replace(detected(TRUTH, [BOX]), rles=(b"0000",))
-    with pytest.raises(
-        PredictionsError, match=r"detection 0 on picture 1: .*: predict again into another --out"
-    ):
+    with pytest.raises(PredictionsError, match=r"detection 0 on picture 1: .*: predict again into another --out"):
         score_picture(TRUTH, damaged)

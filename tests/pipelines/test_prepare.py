@@ -239,9 +239,7 @@ def test_real_pictures_come_out_as_pycocotools_sees_them(tmp_path, split, counts
     file = root / f"annotations/instances_{split}2017.json"
     out = str(tmp_path / "out")
     made = prepare.run(
-        prepare.PrepareCoco(
-            images=str(root / f"{split}2017"), annotations=str(file), out=out, rows_per_shard=10
-        )
+        prepare.PrepareCoco(images=str(root / f"{split}2017"), annotations=str(file), out=out, rows_per_shard=10)
     )
     assert (made.rows_written, made.instances_kept, made.crowds) == counts
     body = json.loads(file.read_text())

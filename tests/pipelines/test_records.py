@@ -22,18 +22,14 @@ def instance(number, **changes):
 
 
 def record(number, instances=()):
-    return Record(
-        number, f"a/{number}.jpg", b"bytes" * number, "0" * 64, 30 + number, 40, tuple(instances), True
-    )
+    return Record(number, f"a/{number}.jpg", b"bytes" * number, "0" * 64, 30 + number, 40, tuple(instances), True)
 
 
 ROWS = [
     record(0),
     record(1, [instance(1), instance(2, polygons=None, rle=b"abc", crowd=True, score=0.5, loss_weight=0.25)]),
     record(2),
-    record(
-        3, [instance(3, polygons=None, keypoints=np.arange(6, dtype=np.float32).reshape(2, 3)), instance(4)]
-    ),
+    record(3, [instance(3, polygons=None, keypoints=np.arange(6, dtype=np.float32).reshape(2, 3)), instance(4)]),
 ]
 
 
@@ -76,12 +72,8 @@ def with_field(name, field):
     [
         pytest.param(records.SCHEMA.remove(0), "has the columns", id="missing"),
         pytest.param(pa.schema(list(records.SCHEMA)[::-1]), "has the columns", id="order"),
-        pytest.param(
-            with_field("height", pa.field("height", pa.int64(), False)), "column height is int64", id="type"
-        ),
-        pytest.param(
-            with_field("height", pa.field("height", pa.int32())), "column height is int32, wanted", id="null"
-        ),
+        pytest.param(with_field("height", pa.field("height", pa.int64(), False)), "column height is int64", id="type"),
+        pytest.param(with_field("height", pa.field("height", pa.int32())), "column height is int32, wanted", id="null"),
         pytest.param(
             with_field(
                 "rle",

@@ -79,9 +79,7 @@ def test_a_run_with_nothing_has_a_page(tmp_path):
 
 def test_curves_overlay_the_runs_in_a_fixed_order(tmp_path):
     points = [(20, 1.0), (40, 0.5)]
-    first = {
-        name: points for name in ("learning_rate", "loss/mask", "loss/new", "step", "val/AP", "loss/total")
-    }
+    first = {name: points for name in ("learning_rate", "loss/mask", "loss/new", "step", "val/AP", "loss/total")}
     source = page_of(tmp_path, run("a", curves=first), run("b", curves={"loss/total": points}))
     titles = re.findall(r'<figure class="chart"><figcaption>(.*?)</figcaption>', source)
     assert titles == ["Total loss", "Mask loss", "Learning rate", "loss/new", "val/AP"]

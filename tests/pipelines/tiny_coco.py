@@ -44,7 +44,5 @@ def write(folder, images=None, annotations=None, categories=CATEGORIES, pictures
     for position, name in enumerate(pictures):
         (root / name).write_bytes(jpeg(seed=position))
     file = folder / "annotations.json"
-    file.write_text(
-        json.dumps({"images": images, "annotations": annotations, "categories": list(categories)})
-    )
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": list(categories)}))
     return str(root), str(file)

@@ -1,4 +1,4 @@
-"""Mask targets equal RoIAlign of the whole mask bit for bit; run lengths equal pycocotools' of a whole paste."""
+"""Mask targets are RoIAlign of the whole mask bit for bit; run lengths are pycocotools' of a whole paste."""
 
 import math
 
@@ -53,8 +53,8 @@ def rois(count=40):
     generator = torch.Generator().manual_seed(4)
     corner = torch.rand(count, 2, generator=generator) * torch.tensor([WIDTH, HEIGHT]) - 10
     boxes = torch.cat([corner, corner + torch.rand(count, 2, generator=generator) * 70 + 0.2], 1)
-    edges = [[-30.0, -30, 120, 100], [0, 0, WIDTH, HEIGHT], [200, 200, 260, 260], [40, 30, 20, 10], [10, 10,
-    10, 10]] return torch.cat([boxes, torch.tensor(edges), boxes[:10].round()])
+    edges = [[-30.0, -30, 120, 100], [0, 0, WIDTH, HEIGHT], [200, 200, 260, 260], [40, 30, 20, 10], [10, 10, 10, 10]]
+    return torch.cat([boxes, torch.tensor(edges), boxes[:10].round()])
 
 
 @pytest.mark.parametrize("size", [1, 5, 14, 28])
@@ -95,7 +95,7 @@ def test_no_crop_no_target():
     targets = mask_targets(*nothing, extents, boxes, torch.tensor([-1, -1]), 14, aligned=True, binarise=True)
     assert targets.shape == (2, 14, 14)
     assert not targets.any()
-    none = mask_targets(*packed, boxes[:0], torch.zeros(0, dtype=torch.int64), 14, aligned=True, binarise=True)
+    none = mask_targets(*packed, boxes[:0], torch.tensor([]).long(), 14, aligned=True, binarise=True)
     assert none.shape == (0, 14, 14)
 
 
@@ -211,7 +211,8 @@ def test_the_paste_is_the_peers(padded):
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_boxes_without_extent_or_number(padded):
-    boxes = torch.tensor([[5.0, 5, 5, 5], [math.nan, 0, 5, 5], [0, 0, math.inf, 5], [0, 0, 1e30, 5], [-1e8, 0, 1e8, 9]])
+    odd = [[5.0, 5, 5, 5], [math.nan, 0, 5, 5], [0, 0, math.inf, 5], [0, 0, 1e30, 5], [-1e8, 0, 1e8, 9]]
+    boxes = torch.tensor(odd)
     runs = mask_rle(torch.ones(5, 14, 14), boxes, torch.tensor([[20, 30]]).expand(5, 2), padded=padded)
     assert runs.areas[1:4].tolist() == [0, 0, 0]
     assert runs.boxes_xywh[1:4].tolist() == [[0.0] * 4] * 3
@@ -220,9 +221,10 @@ def test_boxes_without_extent_or_number(padded):
 
 
 def test_no_detections_and_empty_pictures():
-    runs = mask_rle(torch.zeros(0, 28, 28), torch.zeros(0, 4), torch.zeros(0, 2, dtype=torch.int64), padded=False)
+    runs = mask_rle(torch.zeros(0, 28, 28), torch.zeros(0, 4), torch.zeros(0, 2).long(), padded=False)
     assert runs.counts == []
-    runs = mask_rle(torch.ones(1, 28, 28), torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[0, 7]]), padded=False)
+    box, size_hw = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[0, 7]])
+    runs = mask_rle(torch.ones(1, 28, 28), box, size_hw, padded=False)
     assert runs.counts == [coco_mask.encode(np.zeros((0, 7), np.uint8, order="F"))["counts"]]
 
 
@@ -234,12 +236,11 @@ def test_run_lengths_pass_opcheck():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.ones(1, 14, 7), torch.zeros(1, 4), torch.ones(1, 2).long()), r"\[1, 14, 7\], wanted \[D, M,
-        M\]"), ((torch.ones(1, 14, 14), torch.zeros(2, 4), torch.ones(1, 2).long()), r"boxes \[2, 4\]"),
+        ((torch.ones(1, 14, 7), torch.zeros(1, 4), torch.ones(1, 2).long()), r"\[1, 14, 7\], wanted \[D, M, M\]"),
+        ((torch.ones(1, 14, 14), torch.zeros(2, 4), torch.ones(1, 2).long()), r"boxes \[2, 4\]"),
         ((torch.ones(1, 14, 14), torch.zeros(1, 4), torch.ones(1, 2)), "sizes_hw torch.float32"),
         ((torch.ones(1, 14, 14), torch.zeros(1, 4), torch.ones(1, 2).long(), 0.0), "threshold 0.0"),
-        ((torch.ones(1, 14, 14), torch.zeros(1, 4), torch.tensor([[2**20, 2**20]])), "picture size 1048576 x
-        1048576"),
+        ((torch.ones(1, 14, 14), torch.zeros(1, 4), torch.tensor([[2**20, 2**20]])), r"picture size 1048576 x 1048576"),
     ],
 )
 def test_wrong_detections_are_one_clear_line(arguments, message):

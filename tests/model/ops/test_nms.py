@@ -57,9 +57,7 @@ def test_keeps_the_boxes_of_the_naive_loop_and_of_torchvision(seed, whole, thres
 def test_any_number_of_boxes(count):
     boxes, scores, groups, valid = batch(3, images=1, count=count, groups=1)
     keep = nms(boxes, scores, groups, valid, 0.5)
-    assert (
-        keep[0].tolist() == naive.nms(*(t[0].numpy() for t in (boxes, scores, groups, valid)), 0.5).tolist()
-    )
+    assert keep[0].tolist() == naive.nms(*(t[0].numpy() for t in (boxes, scores, groups, valid)), 0.5).tolist()
 
 
 def test_nothing_valid_keeps_nothing():

@@ -142,7 +142,8 @@ def test_gradcheck():
 
 
 def test_opcheck():
-    maps = [features(3, torch.float32).requires_grad_(), features(3, torch.float32)[:, :, ::2].requires_grad_()]
+    whole = features(3, torch.float32)
+    maps = [whole.clone().requires_grad_(), whole[:, :, ::2].requires_grad_()]
     boxes = rois(5, torch.float32)
     levels = torch.tensor([0, 1, 1, 0, 1])
     arguments = (maps, boxes, levels, 3, 2, [0.25, 0.125], 2, True)
@@ -190,8 +191,8 @@ def test_gradient_of_a_sum_counts_each_roi_once():
     torch.testing.assert_close(grad.sum((1, 2, 3)), torch.tensor([49.0, 49.0], dtype=torch.float64))
 
 
-@pytest.mark.parametrize("corners", [(NAN, 0, 9, 9), (0, 0, NAN, NAN), (0, 0, math.inf, 9), (-math.inf, 0, 9,
-9)]) @pytest.mark.parametrize("sampling_ratio", [0, 2])
+@pytest.mark.parametrize("corners", [(NAN, 0, 9, 9), (0, 0, NAN, NAN), (0, 0, math.inf, 9), (-math.inf, 0, 9, 9)])
+@pytest.mark.parametrize("sampling_ratio", [0, 2])
 @pytest.mark.parametrize("aligned", [True, False])
 def test_boxes_that_are_not_numbers_give_zeros(corners, sampling_ratio, aligned):
     maps = features().requires_grad_()
@@ -210,9 +211,8 @@ def test_huge_boxes_are_quick_and_finite(reach, dtype):
 
 def test_large_adaptive_boxes_match_torchvision():
     maps, boxes = features(2), row(0, -3000, -2000, 4000, 3500)
-    torch.testing.assert_close(
-        roi_align(maps, boxes, 7, SCALE), torchvision.ops.roi_align(maps, boxes, 7, SCALE, 0, True), atol=1e-12, rtol=0
-    )
+    theirs = torchvision.ops.roi_align(maps, boxes, 7, SCALE, 0, True)
+    torch.testing.assert_close(roi_align(maps, boxes, 7, SCALE), theirs, atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("shape", [(2, 0, 8, 8), (0, 3, 8, 8), (2, 3, 0, 8), (2, 3, 8, 0)])
@@ -251,7 +251,8 @@ def forward_and_backward(dtype, sampling_ratio):
 
 
 def same_bits(first, second):
-    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(first, second, strict=True))
+    pairs = zip(first, second, strict=True)
+    return all(torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in pairs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
@@ -279,8 +280,10 @@ def test_random_geometry_stays_inside_its_tensors():
     for _ in range(300):
         height, width, count = (int(torch.randint(1, 12, (), generator=generator)) for _ in range(3))
         maps = torch.randn(2, 3, height, width, generator=generator, requires_grad=True)
-        corners = torch.randn(count, 4, generator=generator) * 10.0 ** torch.randint(-2, 5, (count, 1)).float()
-        boxes = torch.cat([torch.randint(0, 2, (count, 1)).float(), corners], 1)
+        reach = 10.0 ** torch.randint(-2, 5, (count, 1), generator=generator).float()
+        corners = torch.randn(count, 4, generator=generator) * reach
+        image = torch.randint(0, 2, (count, 1), generator=generator).float()
+        boxes = torch.cat([image, corners], 1)
         pooled = roi_align(maps, boxes, (3, 5), 0.5, int(torch.randint(0, 3, (), generator=generator)))
         (grad,) = torch.autograd.grad(pooled.sum(), maps)
         assert pooled.abs().max() <= maps.abs().max() * 1.001
@@ -293,12 +296,12 @@ MAPS, BOX = torch.zeros(2, 3, 8, 8), torch.zeros(1, 5)
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: roi_align(MAPS, torch.tensor([[2.0, 0, 0, 4, 4]]), 7), r"RoI 0 has batch index 2, wanted
-        0\.\.1"), (lambda: roi_align(MAPS, torch.tensor([[-1.0, 0, 0, 4, 4]]), 7), r"batch index -1, wanted
-        0\.\.1"), (lambda: roi_align(MAPS, torch.tensor([[NAN, 0, 0, 4, 4]]), 7), r"batch index nan, wanted
-        0\.\.1"), (lambda: roi_align(MAPS, torch.zeros(1, 4), 7), r"rois are \[1, 4\].*wanted \[R, 5\]"),
-        (lambda: roi_align(MAPS[0], BOX, 7), r"feature map 0 is torch.float32 \[3, 8, 8\], wanted \[N, C, H,
-        W\]"), (lambda: roi_align(MAPS.int(), BOX, 7), r"feature map 0 is torch.int32"),
+        (lambda: roi_align(MAPS, row(2, 0, 0, 4, 4), 7), r"RoI 0 has batch index 2, wanted 0\.\.1"),
+        (lambda: roi_align(MAPS, row(-1, 0, 0, 4, 4), 7), r"batch index -1, wanted 0\.\.1"),
+        (lambda: roi_align(MAPS, row(NAN, 0, 0, 4, 4), 7), r"batch index nan, wanted 0\.\.1"),
+        (lambda: roi_align(MAPS, torch.zeros(1, 4), 7), r"rois are \[1, 4\].*wanted \[R, 5\]"),
+        (lambda: roi_align(MAPS[0], BOX, 7), r"map 0 is torch.float32 \[3, 8, 8\], wanted \[N, C, H, W\]"),
+        (lambda: roi_align(MAPS.int(), BOX, 7), "feature map 0 is torch.int32"),
         (lambda: roi_align(MAPS, BOX, 0), r"output_size \(0, 0\).*wanted at least 1 bin"),
         (lambda: roi_align(MAPS, BOX, 7, sampling_ratio=-1), r"sampling_ratio -1"),
         (lambda: pyramid_roi_align([], BOX, torch.zeros(1, dtype=torch.int64), 7, []), "0 feature maps"),

@@ -1,0 +1,237 @@
+"""One table: the compiled operators beside torchvision and pycocotools, same input, same process, taking turns.
+
+    python benchmarks/ops.py [--threads 1] [--rounds 9] [--only roi_align]
+
+Times are medians in milliseconds. "bound" is the least time the memory needs for the bytes that must move, at the
+bandwidth measured in the same run (a sum over a large tensor, read only).
+"""
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torchvision
+from pycocotools import mask as coco_mask
+from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
+
+from model.ops.masks import mask_rle, mask_targets
+from model.ops.nms import nms
+from model.ops.roi_align import pyramid_roi_align, roi_align
+
+IMAGES, CHANNELS, HEIGHT, WIDTH, STRIDE = 2, 256, 200, 272, 4
+
+
+class Case(NamedTuple):
+    """Two ways to the same result, and the bytes that either must move (0: not stated)."""
+
+    name: str
+    ours: Callable[[], object]
+    theirs: Callable[[], object]
+    num_bytes: int = 0
+
+
+def median_ms(functions: list[Callable[[], object]], rounds: int) -> list[float]:
+    """Median of each function's times, the functions taking turns."""
+    times: list[list[float]] = [[] for _ in functions]
+    for i in range(rounds + 1):
+        for function, spent in zip(functions, times, strict=True):
+            start = time.perf_counter()
+            result = function()
+            if i > 0:  # the first turn warms up
+                spent.append((time.perf_counter() - start) * 1e3)
+            del result
+    return [statistics.median(spent) for spent in times]
+
+
+def random_rois(count: int) -> torch.Tensor:
+    """[count, 5]: sides log-uniform from 16 to 224 pixels, the range of an FPN's finest levels."""
+    generator = torch.Generator().manual_seed(1)
+    picture = torch.tensor([WIDTH * STRIDE, HEIGHT * STRIDE])
+    centre = torch.rand(count, 2, generator=generator) * picture
+    half = torch.exp2(torch.rand(count, 2, generator=generator) * 3.8 + 3)
+    corners = torch.cat([(centre - half).clamp(min=0), torch.minimum(centre + half, picture)], 1)
+    return torch.cat([torch.randint(0, IMAGES, (count, 1), generator=generator).float(), corners], 1)
+
+
+def touched_cells(rois: torch.Tensor) -> int:
+    """Distinct cells of the map under the RoIs: what a perfect cache would read once."""
+    seen = np.zeros((IMAGES, HEIGHT, WIDTH), bool)
+    for image, x1, y1, x2, y2 in (rois / torch.tensor([1.0] + [STRIDE] * 4)).int().tolist():
+        seen[image, y1 : y2 + 1, x1 : x2 + 1] = True
+    return int(seen.sum())
+
+
+def roi_align_cases(dtype: torch.dtype = torch.float32) -> list[Case]:
+    """Forward, and forward with backward, each side in the memory layout it is made for."""
+    nchw = torch.randn(IMAGES, CHANNELS, HEIGHT, WIDTH).to(dtype)
+    nhwc = nchw.contiguous(memory_format=torch.channels_last)
+    cases = []
+    for count, size in ((512, 7), (128, 14)):
+        rois = random_rois(count)
+        for sampling, aligned in ((2, False), (0, True)):
+            settings = (size, 1 / STRIDE, sampling, aligned)
+            kind = f"{count} RoIs {size}x{size}, {'sampling 2' if sampling else 'adaptive, aligned'}"
+            grad = torch.randn(count, CHANNELS, size, size).to(dtype)
+            ours_grad = grad.contiguous(memory_format=torch.channels_last)
+
+            def ours(rois: torch.Tensor = rois, settings: tuple = settings) -> torch.Tensor:
+                return roi_align(nhwc, rois, *settings)
+
+            def theirs(rois: torch.Tensor = rois, settings: tuple = settings) -> torch.Tensor:
+                return torchvision.ops.roi_align(nchw, rois.to(dtype), *settings)
+
+            def ours_both(
+                rois: torch.Tensor = rois, settings: tuple = settings, grad: torch.Tensor = ours_grad
+            ) -> torch.Tensor:
+                maps = nhwc.detach().requires_grad_()
+                return torch.autograd.grad(roi_align(maps, rois, *settings), maps, grad)[0]
+
+            def theirs_both(
+                rois: torch.Tensor = rois, settings: tuple = settings, grad: torch.Tensor = grad
+            ) -> torch.Tensor:
+                maps = nchw.detach().requires_grad_()
+                pooled = torchvision.ops.roi_align(maps, rois.to(dtype), *settings)
+                return torch.autograd.grad(pooled, maps, grad)[0]
+
+            once = (touched_cells(rois) * CHANNELS + grad.numel()) * nchw.element_size()
+            whole = nchw.numel() * nchw.element_size()
+            cases.append(Case(f"roi_align forward, {kind}", ours, theirs, once))
+            cases.append(Case(f"roi_align forward + backward, {kind}", ours_both, theirs_both, 2 * once + whole))
+    return cases
+
+
+def pyramid_cases() -> list[Case]:
+    """Four levels in one call beside four calls that split the RoIs and put the results together."""
+    maps = [
+        torch.randn(IMAGES, CHANNELS, HEIGHT >> i, WIDTH >> i).contiguous(memory_format=torch.channels_last)
+        for i in range(4)
+    ]
+    scales = [1 / (STRIDE << i) for i in range(4)]
+    rois = random_rois(512)
+    levels = torch.randint(0, 4, (512,), generator=torch.Generator().manual_seed(2))
+
+    def one_call() -> torch.Tensor:
+        return pyramid_roi_align(maps, rois, levels, 7, scales, 2, aligned=False)
+
+    def four_calls() -> torch.Tensor:
+        out = torch.empty(512, CHANNELS, 7, 7).contiguous(memory_format=torch.channels_last)
+        for i, (map_, scale) in enumerate(zip(maps, scales, strict=True)):
+            (index,) = torch.nonzero(levels == i, as_tuple=True)
+            out[index] = roi_align(map_, rois[index], 7, scale, 2, aligned=False)
+        return out
+
+    return [Case("pyramid of 4 levels, 512 RoIs 7x7 (beside our four calls)", one_call, four_calls)]
+
+
+def nms_cases() -> list[Case]:
+    """Two images; dense candidates in one group, five levels, and few valid among many."""
+    cases = []
+    for groups, count, valid_count in ((1, 4000, 4000), (5, 5000, 5000), (80, 80000, 400)):
+        generator = torch.Generator().manual_seed(count)
+        centre = torch.rand(IMAGES, count, 2, generator=generator) * 800
+        half = torch.rand(IMAGES, count, 2, generator=generator) * 60 + 8
+        boxes = torch.cat([centre - half, centre + half], -1)
+        scores = torch.rand(IMAGES, count, generator=generator)
+        group = torch.randint(0, groups, (IMAGES, count), generator=generator)
+        valid = torch.zeros(IMAGES, count, dtype=torch.bool)
+        valid[:, torch.randperm(count, generator=generator)[:valid_count]] = True
+        inputs = (boxes, scores, group, valid)
+
+        def ours(inputs: tuple = inputs) -> torch.Tensor:
+            return nms(*inputs, 0.5)
+
+        def theirs(inputs: tuple = inputs) -> list[torch.Tensor]:
+            kept = []
+            for boxes, scores, group, valid in zip(*inputs, strict=True):
+                (index,) = torch.nonzero(valid, as_tuple=True)
+                kept.append(torchvision.ops.batched_nms(boxes[index], scores[index], group[index], 0.5))
+            return kept
+
+        cases.append(Case(f"nms, 2 x {count} boxes, {valid_count} valid, {groups} groups", ours, theirs))
+    return cases
+
+
+def mask_cases() -> list[Case]:
+    """Targets of 128 RoIs from 20 masks, and run lengths of 100 detections in a 640 x 480 picture."""
+    generator = torch.Generator().manual_seed(5)
+    height, width, num_masks = 800, 1067, 20
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+    centre = torch.rand(num_masks, 2, generator=generator) * torch.tensor([width, height])
+    radius = torch.rand(num_masks, 2, generator=generator) * 120 + 10
+    inside = ((x - centre[:, 0, None, None]) / radius[:, 0, None, None]) ** 2
+    masks = (inside + ((y - centre[:, 1, None, None]) / radius[:, 1, None, None]) ** 2 < 1).to(torch.uint8)
+    low = (centre - radius).floor().clamp(min=0).long()
+    high = torch.minimum((centre + radius).ceil().long() + 1, torch.tensor([width, height]))
+    crops = [mask[a[1] : b[1], a[0] : b[0]] for mask, a, b in zip(masks, low.tolist(), high.tolist(), strict=True)]
+    sizes = torch.tensor([crop.shape for crop in crops])
+    extents = torch.cat([low.flip(1), sizes, torch.tensor([[height, width]]).expand(num_masks, 2)], 1)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.prod(1).cumsum(0)[:-1]])
+    data = torch.cat([crop.reshape(-1) for crop in crops])
+    index = torch.randint(0, num_masks, (128,), generator=generator)
+    shift = torch.randn(128, 4, generator=generator) * 8
+    rois = torch.cat([low, high], 1)[index] + shift
+
+    def ours() -> torch.Tensor:
+        return mask_targets(data, offsets, extents, rois, index, 28, aligned=False, binarise=False)
+
+    def theirs() -> torch.Tensor:
+        return project_masks_on_boxes(masks, rois, index, 28)
+
+    cases = [Case("mask_targets, 128 RoIs 28x28, 20 masks 800x1067", ours, theirs)]
+    coarse = torch.rand(100, 1, 7, 7, generator=generator)
+    probs = torch.nn.functional.interpolate(coarse, (28, 28), mode="bilinear")[:, 0]
+    centre = torch.rand(100, 2, generator=generator) * torch.tensor([640, 480])
+    half = torch.exp2(torch.rand(100, 2, generator=generator) * 4 + 3.3)
+    boxes = torch.cat([(centre - half).clamp(min=0), torch.minimum(centre + half, torch.tensor([640, 480]))], 1)
+    sizes_hw = torch.tensor([[480, 640]]).expand(100, 2).contiguous()
+
+    def ours_runs() -> object:
+        return mask_rle(probs, boxes, sizes_hw, padded=True)
+
+    def theirs_runs() -> object:
+        pasted = paste_masks_in_image(probs[:, None], boxes, (480, 640))[:, 0] > 0.5
+        return coco_mask.encode(np.asfortranarray(pasted.numpy().transpose(1, 2, 0).astype(np.uint8)))
+
+    cases.append(Case("mask_rle, 100 detections at 640x480 (beside paste + encode)", ours_runs, theirs_runs))
+    return cases
+
+
+def bandwidth() -> float:
+    """Bytes a millisecond of a read-only pass over 256 MB."""
+    data = torch.ones(64 << 20)
+    (spent,) = median_ms([data.sum], 9)
+    return data.numel() * 4 / spent
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    groups = {"roi_align": roi_align_cases, "pyramid": pyramid_cases, "nms": nms_cases, "mask": mask_cases}
+    rate = bandwidth()
+    variant = ("base", "AVX2", "AVX-512")[torch.ops.maskray.simd_variants() - 1]
+    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {args.threads} thread(s), {variant}")
+    print(f"memory read {rate / 1e6:.1f} GB/s, load before the run {os.getloadavg()[0]:.1f}\n")
+    print(
+        f"| {'case':72} | ours ms | peer ms | ratio | bound ms |\n|{'-' * 74}|---------|---------|-------|----------|"
+    )
+    for prefix, build in groups.items():
+        if args.only and not args.only.startswith(prefix):
+            continue
+        for case in build():
+            ours, theirs = median_ms([case.ours, case.theirs], args.rounds)
+            bound = f"{case.num_bytes / rate:8.1f}" if case.num_bytes else " " * 8
+            print(f"| {case.name:72} | {ours:7.2f} | {theirs:7.2f} | {theirs / ours:5.1f} | {bound} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
