@@ -32,9 +32,7 @@ def _parse(kind: type[T], arguments: Sequence[str], command: str, description: s
         prog=f"maskray {command}",
         description=description or None,
         default=default,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.OmitArgPrefixes)
-        if default is None
-        else (tyro.conf.FlagConversionOff,),
+        config=(tyro.conf.FlagConversionOff, tyro.conf.EnumChoicesFromValues),
     )
     return parsed
 
@@ -234,6 +232,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("ray").setLevel(logging.WARNING)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    # Ray's C++ layer writes its internal notices straight to the terminal; what fails is raised in Python as well.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -164,12 +164,9 @@ def run(config: EvaluateConfig) -> Evaluation:
         )
     )  # fmt: skip
     found = measure(dataset, config.out)
-    body: dict[str, Any] = {
-        name: metrics.numbers() for name, metrics in (("box", found.box), ("mask", found.mask)) if metrics
-    }
-    body["per_class"] = {
-        name: metrics.per_class for name, metrics in (("box", found.box), ("mask", found.mask)) if metrics
-    }
+    parts = {name: metrics for name, metrics in (("box", found.box), ("mask", found.mask)) if metrics}
+    body: dict[str, Any] = {name: metrics.numbers() for name, metrics in parts.items()}
+    body["per_class"] = {name: metrics.per_class for name, metrics in parts.items()}
     filesystem, folder = storage.open_uri(config.out)
     commit.write_file(filesystem, storage.join(folder, _FILE_NAME), json.dumps(body, indent=1).encode())
     return found

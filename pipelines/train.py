@@ -14,7 +14,7 @@ from model.settings import override, to_dict
 from pipelines import checkpoints, commit, storage
 from pipelines.config import TrainConfig
 from pipelines.evaluate import Evaluation
-from pipelines.loop import Job, Place, fit
+from pipelines.loop import Job, Place, TrainingError, fit
 from pipelines.manifest import ClassInfo, Manifest
 from pipelines.progress import Progress
 from pipelines.ray_session import ray_session, require_cpus
@@ -130,15 +130,25 @@ class _Inbox:
         return rows
 
 
-def train_worker(raw: dict[str, Any]) -> None:
-    """One training worker of Ray Train."""
+def train_worker(raw: dict[str, Any]) -> str:
+    """One training worker of Ray Train.
+
+    Returns:
+        Why the training cannot go on, or an empty text. Such an end is the same on every worker and on every attempt,
+        so it must not look to Ray like a worker that died, which Ray would start again.
+    """
     import ray.train.torch
 
     job = Job.from_dict(raw["job"])
     context = ray.train.get_context()
     torch.set_num_threads(job.config.execution.cpus_per_worker)
     device = ray.train.torch.get_device()
-    fit(job, Place(context.get_world_rank(), context.get_world_size(), device), raw["inbox"].put.remote)
+    place = Place(context.get_world_rank(), context.get_world_size(), device)
+    try:
+        fit(job, place, raw["inbox"].put.remote)
+    except TrainingError as error:
+        return str(error)
+    return ""
 
 
 class _Follower(threading.Thread):
@@ -213,7 +223,7 @@ def log_evaluation(result: TrainResult, found: Evaluation, step: int) -> None:
 
 
 def _train(config: TrainConfig, classes: tuple[ClassInfo, ...], tracker: Tracker, done: int) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
     from ray.train.torch import TorchTrainer
 
     execution = config.execution
@@ -243,6 +253,21 @@ def _train(config: TrainConfig, classes: tuple[ClassInfo, ...], tracker: Tracker
         )
         follower.start()
         try:
-            trainer.fit()
+            stopped = trainer.fit().return_value
+        except TrainingFailedError as error:
+            raise TrainingError(_reason(error, config.out)) from error
         finally:
             follower.finish()
+        if stopped:
+            raise TrainingError(stopped)
+
+
+def _reason(error: BaseException, out: str) -> str:
+    """One line about the first worker that failed."""
+    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+    for rank, failure in sorted(failures.items()):
+        cause = getattr(failure, "cause", None) or failure
+        lines = str(cause).strip().splitlines() or [""]
+        return f"worker {rank} failed: {type(cause).__name__}: {lines[-1]}; correct it and give the same command again"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return f"training stopped: {lines[0]}; give the same command again to go on from the last checkpoint in {out}"

@@ -1,0 +1,80 @@
+"""A detector, a data set and a run so small that a training step takes a tenth of a second, without Ray."""
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from model.config import (
+    AnchorConfig,
+    BackboneConfig,
+    BoxHeadConfig,
+    DetectorConfig,
+    MaskHeadConfig,
+    Norm,
+    PictureConfig,
+    PoolerConfig,
+    RpnConfig,
+)
+from pipelines.config import ExecutionConfig, TrainConfig
+from pipelines.dataset import Dataset
+from pipelines.loop import Job, Place
+from pipelines.optim import OptimConfig, Schedule
+from tests.pipelines import tiny_pictures, tiny_shards
+
+CPU = Place(0, 1, torch.device("cpu"))
+
+
+def detector_config(norm=Norm.BATCH, **changes):
+    made = DetectorConfig(
+        num_classes=2,
+        fpn_channels=16,
+        picture=PictureConfig(short_edge_px=64, long_edge_px=96),
+        backbone=BackboneConfig(depth=18, stem_channels=8, norm=norm, frozen_stages=0),
+        anchors=AnchorConfig(sizes_px=(8.0, 16.0, 32.0, 48.0, 64.0)),
+        rpn=RpnConfig(samples=32, pre_nms_train=50, pre_nms_test=50, post_nms_train=30, post_nms_test=30),
+        pooler=PoolerConfig(sampling_ratio=1),
+        box=BoxHeadConfig(channels=32, samples=16, max_detections=10),
+        mask=MaskHeadConfig(channels=16, num_convs=1),
+    )
+    return dataclasses.replace(made, **changes)
+
+
+def scene(number):
+    """A dark picture with one or two bright rectangles, their colour being their class."""
+    rng = np.random.default_rng(number)
+    size_hw = ((64, 64), (48, 72), (72, 48))[number % 3]
+    pixels = rng.integers(0, 40, (*size_hw, 3), dtype=np.uint8)
+    things = []
+    for k in range(1 + number % 2):
+        height, width = rng.integers(14, 24, 2)
+        y, x = rng.integers(0, size_hw[0] - height), rng.integers(0, size_hw[1] - width)
+        label = int(rng.integers(2))
+        pixels[y : y + height, x : x + width, 2 * label] = 240
+        things.append(tiny_shards.thing(10 * number + k, (x, y, x + width, y + height), label))
+    return tiny_shards.record(number, things, size_hw, image=tiny_pictures.png(pixels))
+
+
+def dataset(folder, shards=(5, 4)):
+    """Write pictures of three aspects in shards of so many rows."""
+    firsts = np.cumsum([0, *shards])
+    rows = [[scene(int(first) + at) for at in range(count)] for first, count in zip(firsts, shards, strict=False)]
+    return tiny_shards.write_dataset(folder, rows)
+
+
+def config(data, out, norm=Norm.BATCH, optim=None, execution=None, **changes):
+    """A run of 6 steps of 4 pictures with a checkpoint every second one."""
+    steps = {"learning_rate": 0.02, "batch": 4, "steps": 6, "warmup_steps": 2, "warmup_factor": 0.1, "clip_norm": 10.0}
+    schedule = {"schedule": Schedule.COSINE, "milestones": ()}
+    return TrainConfig(
+        train=(str(data.uri),) if isinstance(data, Dataset) else tuple(part.uri for part in data),
+        out=str(out),
+        detector=detector_config(norm),
+        optim=OptimConfig(**{**steps, **schedule, **(optim or {})}),
+        execution=ExecutionConfig(**{"report_every": 1, "checkpoint_every": 2, **(execution or {})}),
+        **changes,
+    )
+
+
+def job(run_config):
+    return Job(run_config, tiny_shards.CLASSES)
