@@ -17,17 +17,21 @@ def cell_anchors(size_px: float, ratios: Sequence[float], rounded: bool) -> Tens
     return anchors.round() if rounded else anchors
 
 
-def pyramid_anchors(config: AnchorConfig, features: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
+def all_cell_anchors(config: AnchorConfig) -> Tensor:
+    """Anchors [L, A, 4] of one cell of each level."""
+    return torch.stack([cell_anchors(size, config.ratios, config.rounded) for size in config.sizes_px])
+
+
+def pyramid_anchors(cells: Tensor, features: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
     """Anchors [h * w * A, 4] of each level, flattened in the order y, x, anchor.
 
     Args:
-        config: sizes and ratios; one size a level.
+        cells: anchors [L, A, 4] of one cell of each level, on the features' device.
         features: feature maps [B, C, h, w], finest first.
         strides: network-input pixels a cell, a level each.
     """
     levels = []
-    for feature, stride, size in zip(features, strides, config.sizes_px, strict=True):
-        cell = cell_anchors(size, config.ratios, config.rounded).to(feature.device)
+    for feature, stride, cell in zip(features, strides, cells, strict=True):
         height, width = feature.shape[-2:]
         y = torch.arange(height, device=feature.device, dtype=torch.float32) * stride
         x = torch.arange(width, device=feature.device, dtype=torch.float32) * stride

@@ -44,7 +44,8 @@ def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, f
     anchor_centre = anchors[..., :2] + 0.5 * anchor_size
     centre = boxes[..., :2] + 0.5 * size
     deltas = torch.cat([(centre - anchor_centre) / anchor_size, torch.log(size / anchor_size)], dim=-1)
-    return deltas * torch.tensor(weights, dtype=deltas.dtype, device=deltas.device)
+    # One factor at a time: a tensor of them would be copied to the device on every call, which waits for it.
+    return torch.stack([deltas[..., i] * weights[i] for i in range(4)], dim=-1)
 
 
 def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:

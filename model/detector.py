@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones.fpn import FeaturePyramid
-from model.config import ChannelOrder, DetectorConfig, PictureConfig
+from model.config import ChannelOrder, DetectorConfig
 from model.roi.standard import StandardRoI
 from model.rpn import RegionProposals
 from model.structures import Detections, Images, Targets
@@ -12,13 +12,11 @@ from model.structures import Detections, Images, Targets
 LOSS_NAMES = ("rpn_cls", "rpn_box", "cls", "box", "mask")
 
 
-def normalise(images: Images, config: PictureConfig) -> Tensor:
-    """Network input [B, 3, H, W] float32, channels last: mean and std applied, padding set to zero."""
+def normalise(images: Images, mean: Tensor, std: Tensor, order: ChannelOrder) -> Tensor:
+    """Network input [B, 3, H, W] float32, channels last: mean and std [3, 1, 1] applied, padding set to zero."""
     pixels = images.pixels.to(torch.float32)
-    if config.channel_order is ChannelOrder.BGR:
+    if order is ChannelOrder.BGR:
         pixels = pixels.flip(1)
-    mean = torch.tensor(config.mean, device=pixels.device)[:, None, None]
-    std = torch.tensor(config.std, device=pixels.device)[:, None, None]
     height, width = pixels.shape[-2:]
     inside_y = torch.arange(height, device=pixels.device) < images.sizes_hw[:, 0, None]
     inside_x = torch.arange(width, device=pixels.device) < images.sizes_hw[:, 1, None]
@@ -41,10 +39,16 @@ class Detector(nn.Module):
         self.pyramid = pyramid
         self.rpn = rpn
         self.roi = roi
+        # On the device, so that a step never waits for a copy; not in checkpoints, since the config fixes them.
+        self.register_buffer("mean", torch.tensor(config.picture.mean)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(config.picture.std)[:, None, None], persistent=False)
+
+    mean: Tensor
+    std: Tensor
 
     def features(self, images: Images) -> list[Tensor]:
         """Pyramid levels P2..P6 of a batch."""
-        levels: list[Tensor] = self.pyramid(normalise(images, self.config.picture))
+        levels: list[Tensor] = self.pyramid(normalise(images, self.mean, self.std, self.config.picture.channel_order))
         return levels
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:

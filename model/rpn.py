@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model import boxes as box_ops
-from model.anchors import pyramid_anchors
+from model.anchors import all_cell_anchors, pyramid_anchors
 from model.config import AnchorConfig, RpnConfig
 from model.matching import match, sample
 from model.ops.nms import nms
@@ -68,14 +68,17 @@ class RegionProposals(nn.Module):
         """Take the built head, the anchors and the strides of the levels it sees."""
         super().__init__()
         self.head = head
-        self.anchors = anchors
+        # On the device, so that a step never waits for a copy; not in checkpoints, since the config fixes them.
+        self.register_buffer("cells", all_cell_anchors(anchors), persistent=False)
         self.strides = tuple(strides)
         self.config = config
+
+    cells: Tensor
 
     def forward(self, features: Sequence[Tensor]) -> RpnOutput:
         """Predict on feature maps [B, C, h, w], finest first."""
         logits, deltas = self.head(features)
-        return RpnOutput(logits, deltas, pyramid_anchors(self.anchors, features, self.strides))
+        return RpnOutput(logits, deltas, pyramid_anchors(self.cells, features, self.strides))
 
     @torch.no_grad()
     def proposals(self, output: RpnOutput, sizes_hw: Tensor) -> Proposals:

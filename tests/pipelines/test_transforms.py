@@ -1,0 +1,200 @@
+"""Pictures and their objects move together: each law is checked on pixels."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from model.config import PictureConfig
+from pipelines import masks
+from pipelines.transforms import AugmentConfig, picture_tensor, transform
+from tests.pipelines.tiny_pictures import png
+from tests.pipelines.tiny_shards import record, thing
+
+SAME = PictureConfig(short_edge_px=40, long_edge_px=60)
+KEPT, FLIPPED = AugmentConfig(flip=0.0), AugmentConfig(flip=1.0)
+BOX = (5, 8, 26, 31)
+L_SHAPE = np.array([5, 8, 26, 8, 26, 15, 14, 15, 14, 31, 5, 31], np.float64)
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def painted(box=BOX, size_hw=(40, 60), orientation=None):
+    pixels = np.zeros((*size_hw, 3), np.uint8)
+    x1, y1, x2, y2 = box
+    pixels[y1:y2, x1:x2] = 255
+    return png(pixels, orientation)
+
+
+def one(**changes):
+    """A record of 40 x 60 px with one object."""
+    return record(1, [thing(1, BOX, **changes)], (40, 60), image=painted())
+
+
+def full(crop, size_hw):
+    """The whole mask of a crop."""
+    mask = np.zeros(size_hw, np.uint8)
+    height, width = crop.bits.shape
+    mask[crop.y0 : crop.y0 + height, crop.x0 : crop.x0 + width] = crop.bits
+    return mask
+
+
+def l_bitmap(size_hw=(40, 60)):
+    return masks.rasterise((L_SHAPE,), *size_hw)
+
+
+def bright_box(pixels, threshold=127):
+    """The tight box of what is brighter, of float [3, H, W]."""
+    rows, columns = np.nonzero(pixels.mean(0).numpy() > threshold)
+    return [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+
+
+def test_nothing_to_do_changes_nothing():
+    made = transform(one(), SAME, KEPT, rng())
+    torch.testing.assert_close(made.pixels, picture_tensor(one()).float(), rtol=0, atol=0)
+    assert made.boxes.tolist() == [list(BOX)]
+    assert made.labels.tolist() == [0]
+    np.testing.assert_array_equal(full(made.masks[0], (40, 60)), masks.rasterise(one().instances[0].polygons, 40, 60))
+
+
+def test_flipping_twice_gives_picture_and_boxes_back():
+    source = one()
+    made = transform(source, SAME, FLIPPED, rng())
+    x1, y1, x2, y2 = made.boxes[0].tolist()
+    flipped = np.ascontiguousarray(made.pixels.numpy().transpose(1, 2, 0).astype(np.uint8))
+    back = transform(record(1, [thing(1, (x1, y1, x2, y2))], (40, 60), image=png(flipped)), SAME, FLIPPED, rng())
+    assert back.boxes.tolist() == [list(BOX)]
+    torch.testing.assert_close(back.pixels, picture_tensor(source).float(), rtol=0, atol=0)
+    assert made.boxes.tolist() != [list(BOX)]
+
+
+def test_a_flipped_bitmap_is_the_mirrored_one():
+    source = one(polygons=None, rle=masks.encode(l_bitmap()))
+    made = transform(source, SAME, FLIPPED, rng())
+    np.testing.assert_array_equal(full(made.masks[0], (40, 60))[:, ::-1], l_bitmap())
+
+
+def test_a_flipped_outline_is_the_mirrored_one_but_for_its_border():
+    made = full(transform(one(polygons=(L_SHAPE,)), SAME, FLIPPED, rng()).masks[0], (40, 60))
+    back = torch.from_numpy(made[:, ::-1].copy()).float()[None, None]
+    # The rasteriser rounds borders to one side, which a mirror turns around: a pixel of difference, no more.
+    grown = F.max_pool2d(back, 3, 1, 1)[0, 0].numpy()
+    shrunk = -F.max_pool2d(-back, 3, 1, 1)[0, 0].numpy()
+    assert (shrunk <= l_bitmap()).all()
+    assert (l_bitmap() <= grown).all()
+    assert abs(int(made.sum()) - int(l_bitmap().sum())) < 0.1 * l_bitmap().sum()
+
+
+@pytest.mark.parametrize("kind", ["polygons", "rle"])
+@pytest.mark.parametrize("flip", [KEPT, FLIPPED])
+@pytest.mark.parametrize("short", [20, 40, 80, 120])
+def test_pixels_boxes_and_masks_scale_together(short, flip, kind):
+    held = {"polygons": (L_SHAPE,)} if kind == "polygons" else {"polygons": None, "rle": masks.encode(l_bitmap())}
+    picture = PictureConfig(short_edge_px=short, long_edge_px=short * 2)
+    made = transform(one(**held), picture, flip, rng())
+    scale = short / 40
+    assert made.pixels.shape == (3, short, short * 60 // 40)
+    x1, y1, x2, y2 = (scale * value for value in BOX)
+    width = 60 * scale
+    wanted = (width - x2, y1, width - x1, y2) if flip is FLIPPED else (x1, y1, x2, y2)
+    np.testing.assert_allclose(made.boxes[0], wanted, rtol=1e-6)
+    np.testing.assert_allclose(bright_box(made.pixels), wanted, atol=1)
+    mask = full(made.masks[0], made.pixels.shape[1:])
+    area = int(l_bitmap().sum())
+    perimeter = 2 * (26 - 5 + 31 - 8)
+    assert abs(mask.sum() - area * scale**2) <= perimeter * scale
+    rows, columns = np.nonzero(mask)
+    tight = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+    np.testing.assert_allclose(tight, wanted, atol=1.01)
+    mirrored = mask[:, ::-1] if flip is FLIPPED else mask
+    # The lower right of an L is empty, wherever the L is.
+    assert mirrored[int(20 * scale) :, int(17 * scale) :].sum() == 0
+    assert mirrored[int(20 * scale), int(8 * scale)] == 1
+
+
+def test_the_two_sides_have_scales_of_their_own():
+    """Half up: 40 x 61 px become 33 x 50, not 33 x 50.3."""
+    source = record(1, [thing(1, (0, 0, 61, 40))], (40, 61), image=painted((0, 0, 61, 40), (40, 61)))
+    made = transform(source, PictureConfig(short_edge_px=33, long_edge_px=99), KEPT, rng())
+    height, width = made.pixels.shape[1:]
+    assert (height, width) == (33, 50)
+    np.testing.assert_allclose(made.boxes[0], [0, 0, width, height], rtol=1e-6)
+    assert full(made.masks[0], (height, width)).all()
+
+
+def test_regions_that_are_no_positives_are_left_out():
+    things = [
+        thing(1, BOX, 1),
+        thing(2, BOX, crowd=True),
+        thing(3, BOX, ignore=True),
+        thing(4, (3.0, 3.0, 3.9, 9.0)),  # under a pixel wide
+        thing(5, (3.0, 3.0, 9.0, 3.9)),
+        thing(6, (3.0, 3.0, 4.0, 4.0), 1),
+    ]
+    made = transform(record(1, things, (40, 60)), SAME, KEPT, rng())
+    assert made.boxes.tolist() == [list(BOX), [3, 3, 4, 4]]
+    assert made.labels.tolist() == [1, 1]
+    assert len(made.masks) == 2
+    half = PictureConfig(short_edge_px=20, long_edge_px=30)
+    assert len(transform(record(1, things, (40, 60)), half, KEPT, rng()).labels) == 1
+
+
+def test_a_picture_without_objects_has_empty_arrays():
+    made = transform(record(1, [], (40, 60)), SAME, KEPT, rng())
+    assert made.boxes.shape == (0, 4)
+    assert made.labels.shape == (0,)
+    assert (made.boxes.dtype, made.labels.dtype, made.masks) == (np.float32, np.int64, ())
+
+
+def test_an_object_without_a_mask_has_none():
+    assert transform(one(polygons=None), SAME, FLIPPED, rng()).masks == (None,)
+
+
+def test_a_mask_that_shrinks_to_nothing_is_an_empty_crop():
+    dot = np.zeros((40, 60), np.uint8)
+    dot[1, 1] = 1
+    source = one(polygons=None, rle=masks.encode(dot))
+    crop = transform(source, PictureConfig(short_edge_px=10, long_edge_px=15), KEPT, rng()).masks[0]
+    assert crop.bits.shape == (0, 0)
+
+
+@pytest.mark.parametrize("flip", [KEPT, FLIPPED])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_fit_the_upright_picture(orientation, flip):
+    source = dataclasses.replace(one(), image=painted(orientation=orientation))
+    made = transform(source, SAME, flip, rng())
+    assert bright_box(made.pixels) == made.boxes[0].tolist()
+    assert made.pixels.shape == (3, 40, 60)
+
+
+def test_half_of_the_pictures_are_flipped_and_the_same_generator_does_the_same():
+    source = one()
+    firsts = [transform(source, SAME, AugmentConfig(), rng(seed)).boxes[0, 0] for seed in range(200)]
+    flipped = sum(first != BOX[0] for first in firsts)
+    assert 60 < flipped < 140  # 100 with a standard deviation of 7
+    assert [transform(source, SAME, AugmentConfig(), rng(seed)).boxes[0, 0] for seed in range(20)] == firsts[:20]
+
+
+def test_each_short_edge_is_drawn():
+    augment = AugmentConfig(short_edges_px=(20, 30, 40))
+    sides = [transform(one(), SAME, augment, rng(seed)).pixels.shape[1] for seed in range(90)]
+    assert set(sides) == {20, 30, 40}
+    assert min(sides.count(side) for side in (20, 30, 40)) > 10
+    assert transform(one(), SAME, KEPT, rng()).pixels.shape[1] == SAME.short_edge_px
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"flip": -0.1}, r"augment\.flip must be in 0\.\.1, got -0\.1"),
+        ({"flip": 1.1}, r"augment\.flip must be in 0\.\.1, got 1\.1"),
+        ({"short_edges_px": (800, 0)}, r"augment\.short_edges_px must be > 0, got \(800, 0\)"),
+    ],
+)
+def test_settings_out_of_range(changes, match):
+    with pytest.raises(ValueError, match=match):
+        AugmentConfig(**changes)
