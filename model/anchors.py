@@ -22,19 +22,24 @@ def all_cell_anchors(config: AnchorConfig) -> Tensor:
     return torch.stack([cell_anchors(size, config.ratios, config.rounded) for size in config.sizes_px])
 
 
-def pyramid_anchors(cells: Tensor, features: Sequence[Tensor], strides: Sequence[int]) -> list[Tensor]:
+def pyramid_anchors(
+    cells: Tensor, features: Sequence[Tensor], strides: Sequence[int], fitted: bool = False
+) -> list[Tensor]:
     """Anchors [h * w * A, 4] of each level, flattened in the order y, x, anchor.
 
     Args:
         cells: anchors [L, A, 4] of one cell of each level, on the features' device.
         features: feature maps [B, C, h, w], finest first.
         strides: network-input pixels a cell, a level each.
+        fitted: divide the input's sides by the level's instead, rounding down (see `AnchorConfig`).
     """
+    height_px, width_px = (side * strides[0] for side in features[0].shape[-2:])
     levels = []
     for feature, stride, cell in zip(features, strides, cells, strict=True):
         height, width = feature.shape[-2:]
-        y = torch.arange(height, device=feature.device, dtype=torch.float32) * stride
-        x = torch.arange(width, device=feature.device, dtype=torch.float32) * stride
+        step_y, step_x = (height_px // height, width_px // width) if fitted else (stride, stride)
+        y = torch.arange(height, device=feature.device, dtype=torch.float32) * step_y
+        x = torch.arange(width, device=feature.device, dtype=torch.float32) * step_x
         corner = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], dim=-1).repeat(1, 1, 2)
         levels.append((corner[:, :, None, :] + cell).reshape(-1, 4))
     return levels

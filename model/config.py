@@ -144,11 +144,14 @@ class AnchorConfig:
         sizes_px: square root of the anchor area on each level, finest level first; one value a level.
         ratios: height / width of the anchors of a cell.
         rounded: corners are rounded to whole pixels (torchvision).
+        fitted: a level's stride is the input's side divided by the level's, rounded down (torchvision): on P6 of an
+            800 px side 61 instead of 64.
     """
 
     sizes_px: tuple[float, ...] = (32.0, 64.0, 128.0, 256.0, 512.0)
     ratios: tuple[float, ...] = (0.5, 1.0, 2.0)
     rounded: bool = False
+    fitted: bool = False
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -200,8 +203,10 @@ class RpnConfig:
         """Check ranges."""
         _require(0 <= self.negative_iou <= self.positive_iou <= 1, "rpn.negative_iou", self.negative_iou,
                  f"in 0..positive_iou ({self.positive_iou})")  # fmt: skip
-        _require(0 <= self.positive_share <= 1, "rpn.positive_share", self.positive_share, "in 0..1")
-        _require(0 <= self.nms_iou <= 1, "rpn.nms_iou", self.nms_iou, "in 0..1")
+        for name in ("positive_share", "min_best_iou", "nms_iou"):
+            _require(0 <= getattr(self, name) <= 1, f"rpn.{name}", getattr(self, name), "in 0..1")
+        for name in ("smooth_l1_beta", "min_size_px"):
+            _require(getattr(self, name) >= 0, f"rpn.{name}", getattr(self, name), ">= 0")
         for name in ("samples", "pre_nms_train", "pre_nms_test", "post_nms_train", "post_nms_test"):
             _require(getattr(self, name) > 0, f"rpn.{name}", getattr(self, name), "> 0")
 
@@ -265,6 +270,9 @@ class BoxHeadConfig:
             _require(getattr(self, name) > 0, f"box.{name}", getattr(self, name), "> 0")
         for name in ("positive_iou", "positive_share", "score_threshold", "nms_iou"):
             _require(0 <= getattr(self, name) <= 1, f"box.{name}", getattr(self, name), "in 0..1")
+        for name in ("smooth_l1_beta", "min_size_px"):
+            _require(getattr(self, name) >= 0, f"box.{name}", getattr(self, name), ">= 0")
+        _require(min(self.delta_weights) > 0, "box.delta_weights", self.delta_weights, "four factors > 0")
 
 
 @dataclasses.dataclass(frozen=True)

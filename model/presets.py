@@ -56,7 +56,7 @@ def torchvision_mask_rcnn_r50_fpn() -> DetectorConfig:
         num_classes=90,
         picture=PictureConfig(rounding=ResizeRounding.FLOOR),
         backbone=BackboneConfig(stride_in=StrideIn.CONV_3X3, norm=Norm.FROZEN, frozen_stages=2),
-        anchors=AnchorConfig(rounded=True),
+        anchors=AnchorConfig(rounded=True, fitted=True),
         rpn=RpnConfig(smooth_l1_beta=1 / 9, post_nms_train=2000, min_size_px=1e-3),
         pooler=PoolerConfig(sampling_ratio=2, aligned=False, level_rule=LevelRule.TORCHVISION),
         box=BoxHeadConfig(smooth_l1_beta=1 / 9, min_size_px=1e-2),

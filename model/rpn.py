@@ -71,6 +71,7 @@ class RegionProposals(nn.Module):
         # On the device, so that a step never waits for a copy; not in checkpoints, since the config fixes them.
         self.register_buffer("cells", all_cell_anchors(anchors), persistent=False)
         self.strides = tuple(strides)
+        self.fitted_anchors = anchors.fitted
         self.config = config
 
     cells: Tensor
@@ -78,7 +79,7 @@ class RegionProposals(nn.Module):
     def forward(self, features: Sequence[Tensor]) -> RpnOutput:
         """Predict on feature maps [B, C, h, w], finest first."""
         logits, deltas = self.head(features)
-        return RpnOutput(logits, deltas, pyramid_anchors(self.cells, features, self.strides))
+        return RpnOutput(logits, deltas, pyramid_anchors(self.cells, features, self.strides, self.fitted_anchors))
 
     @torch.no_grad()
     def proposals(self, output: RpnOutput, sizes_hw: Tensor) -> Proposals:

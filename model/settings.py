@@ -37,12 +37,16 @@ def _scalar(value: Any, wanted: Any) -> Any:
     return value if isinstance(wanted, type) and isinstance(value, wanted) else None
 
 
+def _type_name(kind: Any) -> str:
+    return kind.__name__ if typing.get_origin(kind) is None else str(kind)
+
+
 def _checked(value: Any, wanted: Any, where: str) -> Any:
     """`value` as the annotated type `wanted`; strings pass as enum values, lists as tuples.
 
     Raises:
         TypeError: it is of another type.
-        ValueError: no value of the enum.
+        ValueError: no value of the enum, or a number that is not finite.
     """
     if typing.get_origin(wanted) in (typing.Union, types.UnionType):  # optional: the only union a config holds
         if value is None:
@@ -59,7 +63,9 @@ def _checked(value: Any, wanted: Any, where: str) -> Any:
     else:
         found = _scalar(value, wanted)
     if found is None:
-        raise TypeError(f"{where} is {getattr(wanted, '__name__', wanted)}, got {value!r}")
+        raise TypeError(f"{where} is {_type_name(wanted)}, got {value!r}")
+    if isinstance(found, float) and not math.isfinite(found):
+        raise ValueError(f"{where} must be finite, got {value!r}")
     return found
 
 
@@ -113,11 +119,13 @@ def override(config: T, path: str, value: Any) -> T:
         TypeError: a value of another type than the field's.
         ValueError: a value out of range.
     """
-    name, _, rest = path.partition(".")
+    name, dot, rest = path.partition(".")
     kind = type(config)
+    if not dataclasses.is_dataclass(kind):
+        raise KeyError(f"{kind.__name__} holds no fields, so there is no {path!r}: end the dotted name before it")
     if name not in _field_names(kind):
         raise KeyError(f"{kind.__name__} has no field {name!r}; it has {_field_names(kind)}")
-    if rest:
+    if dot:
         new = override(getattr(config, name), rest, value)
     else:
         new = _checked(value, typing.get_type_hints(kind)[name], f"{kind.__name__}.{name}")

@@ -4,7 +4,6 @@ A folder without `checkpoint.json` is a save that did not finish; it is never re
 """
 
 import dataclasses
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -24,6 +23,7 @@ from pipelines.manifest import ClassInfo
 FILE_NAME = "checkpoint.json"
 _FOLDER = "checkpoints"
 _MODEL, _OPTIMISER = "model.safetensors", "optimizer.safetensors"
+_KIND = "checkpoint"
 _FORMAT_VERSION = 1
 
 
@@ -82,23 +82,19 @@ def save(
     for name, data in files.items():
         commit.write_file(filesystem, storage.join(folder, name), data)
     body = {
-        "kind": "checkpoint",
-        "format_version": _FORMAT_VERSION,
         "step": step,
         "detector": to_dict(detector.config),
         "classes": [dataclasses.asdict(info) for info in classes],
         "files": {name: commit.sha256_of(data) for name, data in files.items()},
     }
-    raw = json.dumps(body, indent=1, sort_keys=True).encode()
+    raw = commit.sealed(_KIND, _FORMAT_VERSION, body)
     commit.write_file(filesystem, storage.join(folder, FILE_NAME), raw)
     return _parse(raw, uri)
 
 
 def _parse(raw: bytes, uri: str) -> Checkpoint:
     try:
-        body = json.loads(raw)
-        if body["kind"] != "checkpoint" or body["format_version"] != _FORMAT_VERSION:
-            raise ValueError(f"kind {body['kind']!r}, version {body['format_version']!r}")
+        body = commit.unsealed(raw, _KIND, _FORMAT_VERSION)
         return Checkpoint(
             uri=uri,
             step=int(body["step"]),
@@ -107,7 +103,7 @@ def _parse(raw: bytes, uri: str) -> Checkpoint:
             hash=commit.sha256_of(raw),
             files=dict(body["files"]),
         )
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{uri}/{FILE_NAME} is not a checkpoint manifest of version {_FORMAT_VERSION} ({error}): "
             "it is damaged or of another version of maskray; use another checkpoint"

@@ -23,16 +23,18 @@ Each command explains itself: maskray COMMAND --help
 """
 
 
-def _parse(kind: type[T], arguments: Sequence[str], command: str, description: str = "", default: T | None = None) -> T:
+def _parse(
+    kind: type[T], arguments: Sequence[str], command: str, default: T | None = None, positional: bool = False
+) -> T:
+    """The config of a command line; `positional` takes its required fields without their names."""
     import tyro
 
     parsed: T = tyro.cli(
         kind,
         args=list(arguments),
         prog=f"maskray {command}",
-        description=description or None,
         default=default,
-        config=(tyro.conf.FlagConversionOff, tyro.conf.EnumChoicesFromValues),
+        config=(tyro.conf.EnumChoicesFromValues, *([tyro.conf.PositionalRequiredArgs] if positional else [])),
     )
     return parsed
 
@@ -85,16 +87,9 @@ def _prepare(arguments: Sequence[str]) -> None:
     kinds: dict[str, Any] = {"coco": prepare.PrepareCoco, "images": prepare.PrepareImages}
     source, rest = _choose(arguments, tuple(kinds), "prepare", "source")
     config: prepare.PrepareConfig = _parse(kinds[source], rest, f"prepare {source}")
-    shown: list[Progress] = []
-
-    def on_progress(state: prepare.Progress) -> None:
-        if not shown:
-            shown.append(Progress("prepare", state.rows_total, "pictures"))
-        shown[0].update(state.rows_done)
-
-    manifest = prepare.run(config, on_progress=on_progress)
-    for progress in shown:
-        progress.close()
+    progress = Progress("prepare", 0, "pictures")
+    manifest = prepare.run(config, on_progress=lambda now: progress.update(now.rows_done, total=now.rows_total))
+    progress.close()
     rows = [
         ("pictures", manifest.rows_in, manifest.rows_written, manifest.rows_rejected),
         ("objects", manifest.instances_in, manifest.instances_kept, manifest.instances_rejected),
@@ -108,7 +103,7 @@ def _inspect(arguments: Sequence[str]) -> None:
     from pipelines.dataset import Dataset
     from pipelines.gallery import save_gallery
 
-    config = _parse(inspect.InspectConfig, arguments, "inspect")
+    config = _parse(inspect.InspectConfig, arguments, "inspect", positional=True)
     result = inspect.run(config)
     _show(result.text)
     if config.gallery:
@@ -232,8 +227,6 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("ray").setLevel(logging.WARNING)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    # Ray's C++ layer writes its internal notices straight to the terminal; what fails is raised in Python as well.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -248,11 +241,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         COMMANDS[name].run(rest)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped", 130)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         if os.environ.get("MASKRAY_TRACEBACK"):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
-        _fail(" ".join(str(text).split()), 2)
+        # What a store refuses (no permission, no space, no connection) is no fault of the command line.
+        _fail(" ".join(str(text).split()), 1 if isinstance(error, OSError) else 2)
 
 
 def _fail(message: str, code: int) -> None:

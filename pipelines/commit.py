@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import socket
 import time
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from pyarrow import fs as pafs
 
@@ -54,6 +56,35 @@ class CommitConflictError(ValueError):
 def sha256_of(data: bytes | memoryview) -> str:
     """The sha256 of some bytes as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+def sealed(kind: str, version: int, body: Mapping[str, Any]) -> bytes:
+    """A JSON file that names its kind and version and carries a checksum over all the rest; see `unsealed`."""
+    whole = {**body, "kind": kind, "format_version": version}
+    return _canonical({**whole, "checksum": sha256_of(_canonical(whole))})
+
+
+def unsealed(data: bytes, kind: str, version: int) -> dict[str, Any]:
+    """The body that `sealed` was given.
+
+    Raises:
+        ValueError: not such a file, one of another kind or version, or one of which a single byte has changed.
+    """
+    try:
+        body: dict[str, Any] = dict(json.loads(data))
+        found = body.pop("kind"), body.pop("format_version")
+        body.pop("checksum", None)
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{type(error).__name__}: {error}") from error
+    if found != (kind, version):
+        raise ValueError(f"kind {found[0]!r}, version {found[1]!r}")
+    if data != sealed(kind, version, body):
+        raise ValueError("it does not match its own checksum")
+    return body
+
+
+def _canonical(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, indent=1, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def write_file(

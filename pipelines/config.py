@@ -113,12 +113,15 @@ def batch_shares(batch: int, weights: tuple[int, ...]) -> tuple[int, ...]:
     """
     if batch < len(weights):
         raise ValueError(f"a batch of {batch} cannot hold a picture of each of {len(weights)} training sets")
-    total = sum(weights)
-    shares = [max(1, batch * weight // total) for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda i: (-(batch * weights[i] % total), i))
-    while sum(shares) < batch:
-        for i in by_remainder[: batch - sum(shares)]:
-            shares[i] += 1
-    while sum(shares) > batch:
-        shares[shares.index(max(shares))] -= 1
+    shares, left, rest = [1] * len(weights), batch, list(range(len(weights)))
+    # A part whose share is below one gets one; it must not take part in the division of what is left.
+    while poor := [i for i in rest if left * weights[i] < sum(weights[j] for j in rest)]:
+        left -= len(poor)
+        rest = [i for i in rest if i not in poor]
+    total = sum(weights[i] for i in rest)
+    for i in rest:
+        shares[i] = left * weights[i] // total
+    by_remainder = sorted(rest, key=lambda i: (-(left * weights[i] % total), i))
+    for i in by_remainder[: batch - sum(shares)]:
+        shares[i] += 1
     return tuple(shares)

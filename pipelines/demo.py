@@ -43,8 +43,8 @@ class DemoConfig:
     train: int = 240
     val: int = 60
     unlabelled: int = 240
-    steps: int = 400
-    student_steps: int = 500
+    steps: int = 320
+    student_steps: int = 420
     workers: int = 0
     seed: int = 0
 

@@ -120,7 +120,8 @@ def _select(
         rate = count / labelled.labelled_images
         wanted = round(rate * pool_pictures)
         threshold = select_class(of_class, wanted, config.min_score, config.max_score)
-        kept = int((of_class >= threshold).sum())
+        # In float64, as each detection is judged below: a threshold of 0.7 lies above the float32 number nearest to it.
+        kept = int((of_class.astype(np.float64) >= threshold).sum())
         rows.append(ClassSelection(info.name, rate, wanted, threshold, kept, of_class.size, count < _FEW_OBJECTS))
     return tuple(rows)
 

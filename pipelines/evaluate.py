@@ -84,6 +84,8 @@ def _read_json(uri: str) -> Any:
         return json.loads(storage.read_bytes(filesystem, path))
     except FileNotFoundError as error:
         raise EvaluationError(f"there is no file {uri}: give a COCO json file") from error
+    except OSError as error:
+        raise EvaluationError(f"cannot read {uri} ({error}): give a COCO json file") from error
     except (ValueError, RecursionError) as error:
         raise EvaluationError(f"{uri} is not JSON ({error}): give a COCO json file") from error
 

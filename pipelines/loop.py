@@ -189,7 +189,10 @@ def fit(job: Job, place: Place, emit: Emit) -> None:
         due = last or done % config.execution.checkpoint_every == 0
         if due or done % config.execution.report_every == 0:
             metrics = window.read(config.optim.batch, place.world)
-            _refuse_non_finite(metrics, done, config)
+            broken = [name for name, value in metrics.items() if not math.isfinite(value)]
+            if due and not _is_finite(detector):
+                broken.append("a weight")
+            _refuse_non_finite(broken, done, config)
             if place.rank == 0:
                 emit({**metrics, "learning_rate": rate, "step": done, "epoch": batches.epoch_of(done)})
             if due and place.rank == 0:
@@ -197,11 +200,16 @@ def fit(job: Job, place: Place, emit: Emit) -> None:
             window.reset()
 
 
-def _refuse_non_finite(metrics: Mapping[str, float], step: int, config: TrainConfig) -> None:
-    # The mean is the same on every worker, so that all stop together and no checkpoint is poisoned.
-    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
-    if bad:
+def _is_finite(detector: Detector) -> bool:
+    """Whether all weights are numbers; a loss is that of the weights before its step, so it cannot tell."""
+    return bool(torch.stack([value.detach().isfinite().all() for value in detector.parameters()]).all())
+
+
+def _refuse_non_finite(broken: list[str], step: int, config: TrainConfig) -> None:
+    # Losses (as means) and weights are the same on every worker: all stop together and no checkpoint is poisoned.
+    if broken:
         raise TrainingError(
-            f"{', '.join(bad)} is not finite at step {step}: lower optim.learning_rate ({config.optim.learning_rate}) "
+            f"{', '.join(broken)} is not finite at step {step}: "
+            f"lower optim.learning_rate ({config.optim.learning_rate}) "
             "or set optim.clip_norm, and run the same command again in another --out"
         )

@@ -87,9 +87,8 @@ class PredictionsManifest:
         return commit.sha256_of(self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """Canonical JSON."""
-        body = {"kind": KIND, "format_version": _FORMAT_VERSION, **dataclasses.asdict(self)}
-        return json.dumps(body, indent=1, sort_keys=True).encode()
+        """The manifest's file, with a checksum over all the rest."""
+        return commit.sealed(KIND, _FORMAT_VERSION, dataclasses.asdict(self))
 
     @staticmethod
     def load(uri: str) -> "PredictionsManifest":
@@ -103,10 +102,7 @@ class PredictionsManifest:
         if not storage.is_file(filesystem, path):
             raise PredictionsError(f"{uri} holds no finished predictions: run `maskray predict` with --out {uri}")
         try:
-            body = json.loads(storage.read_bytes(filesystem, path))
-            kind, version = body.pop("kind"), body.pop("format_version")
-            if (kind, version) != (KIND, _FORMAT_VERSION):
-                raise ValueError(f"kind {kind!r}, version {version!r}")
+            body = commit.unsealed(storage.read_bytes(filesystem, path), KIND, _FORMAT_VERSION)
             body["classes"] = tuple(ClassInfo(c["id"], c["name"], tuple(c["keypoints"])) for c in body["classes"])
             body["shards"] = tuple(FileInfo(**shard) for shard in body["shards"])
             return PredictionsManifest(**body)

@@ -32,8 +32,15 @@ class Progress:
         self._last = -1e9
         self._open_line = False
 
-    def update(self, done: int, note: str = "") -> None:
-        """Say that `done` units are done; prints at most every half second (terminal) or ten seconds."""
+    def update(self, done: int, note: str = "", total: int | None = None) -> None:
+        """Say that `done` units are done; prints at most every half second (terminal) or ten seconds.
+
+        Args:
+            done: units done so far.
+            note: printed after them.
+            total: units of the whole work, where it was not known before.
+        """
+        self._total = self._total if total is None else total
         now = time.monotonic()
         terminal = sys.stderr.isatty()
         if done < self._total and now - self._last < (_EVERY_S_TERMINAL if terminal else _EVERY_S_FILE):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -37,16 +38,17 @@ def ray_session(
     address = address or os.environ.get("RAY_ADDRESS")
     quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
-        if address and address != "local":
-            ray.init(address=address, **quiet)
-        else:
-            ray.init(
-                address="local",
-                num_cpus=num_cpus,
-                object_store_memory=object_store_memory,
-                include_dashboard=False,
-                **quiet,
-            )
+        with _native_notices_hidden():
+            if address and address != "local":
+                ray.init(address=address, **quiet)
+            else:
+                ray.init(
+                    address="local",
+                    num_cpus=num_cpus,
+                    object_store_memory=object_store_memory,
+                    include_dashboard=False,
+                    **quiet,
+                )
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RayError(
@@ -56,6 +58,28 @@ def ray_session(
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _native_notices_hidden() -> Iterator[None]:
+    """Keep Ray's C++ layer from writing its internal notices to the terminal; what fails is raised in Python.
+
+    The layer reads its level once, while Ray starts, and then says so itself: that line is hidden as well, and shown
+    only where the start fails.
+    """
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as hidden:
+        try:
+            os.dup2(hidden.fileno(), 2)
+            yield
+        except BaseException:
+            hidden.seek(0)
+            os.write(kept, hidden.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def require_cpus(number: float, what: str) -> None:

@@ -181,6 +181,21 @@ class _Follower(threading.Thread):
         self.join()
 
 
+def _with_full_places(config: TrainConfig) -> TrainConfig:
+    """Every path written out: workers run in other folders, and on other machines."""
+
+    def full(uri: str) -> str:
+        return storage.canonical_uri(uri) if uri else ""
+
+    return dataclasses.replace(
+        config,
+        train=tuple(map(full, config.train)),
+        val=full(config.val),
+        out=full(config.out),
+        init=full(config.init),
+    )
+
+
 def run(config: TrainConfig) -> TrainResult:
     """Train until the last step and commit its checkpoint; the same call goes on where an earlier one stopped.
 
@@ -188,8 +203,8 @@ def run(config: TrainConfig) -> TrainResult:
         ValueError: the configuration, the data or the cluster do not fit; the message says what to do.
         TrainingError: the workers failed.
     """
+    config = _with_full_places(config)
     config, manifests, classes = resolve(config)
-    config = dataclasses.replace(config, out=storage.canonical_uri(config.out))
     path, on_file = _claim(config, manifests)
     last = checkpoints.latest(config.out)
     done = last.step if last else 0

@@ -94,7 +94,7 @@ def violations(sources: dict[str, str]) -> Iterator[str]:
 
 
 def import_violations(path: str, entry: str | None, target: str) -> Iterator[str]:
-    name, root = module_name(path), target.split(".")[0]
+    name, root = module_name(path), target.split(".", maxsplit=1)[0]
     if target == ".":
         yield f"{name} has a relative or computed import"
     elif root not in USES[longest_prefix(name, USES)] | sys.stdlib_module_names:

@@ -4,7 +4,9 @@ import dataclasses
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
+from model.build import build_detector
 from model.config import (
     AnchorConfig,
     BackboneConfig,
@@ -16,6 +18,7 @@ from model.config import (
     PoolerConfig,
     RpnConfig,
 )
+from pipelines import loop
 from pipelines.config import ExecutionConfig, TrainConfig
 from pipelines.dataset import Dataset
 from pipelines.loop import Job, Place
@@ -55,10 +58,10 @@ def scene(number):
     return tiny_shards.record(number, things, size_hw, image=tiny_pictures.png(pixels))
 
 
-def dataset(folder, shards=(5, 4)):
-    """Write pictures of three aspects in shards of so many rows."""
-    firsts = np.cumsum([0, *shards])
-    rows = [[scene(int(first) + at) for at in range(count)] for first, count in zip(firsts, shards, strict=False)]
+def dataset(folder, shards=(5, 4), stride=1):
+    """Write pictures of three aspects (all square with a stride of 3) in shards of so many rows."""
+    firsts = np.cumsum([0, *shards[:-1]])
+    rows = [[scene(stride * (int(first) + at)) for at in range(n)] for first, n in zip(firsts, shards, strict=True)]
     return tiny_shards.write_dataset(folder, rows)
 
 
@@ -78,3 +81,28 @@ def config(data, out, norm=Norm.BATCH, optim=None, execution=None, **changes):
 
 def job(run_config):
     return Job(run_config, tiny_shards.CLASSES)
+
+
+def build(norm=Norm.BATCH, seed=0, **changes):
+    """A tiny detector with weights fixed by the seed."""
+    torch.manual_seed(seed)
+    return build_detector(detector_config(norm, **changes))
+
+
+def fit_as_one_of_two(rank, run_config, folder):
+    """One of two gloo workers; leaves its weights in the folder."""
+    built = []
+
+    def build_and_keep(detector):
+        built.append(build_detector(detector))
+        return built[-1]
+
+    loop.build_detector = build_and_keep
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        rows = []
+        loop.fit(job(run_config), Place(rank, 2, torch.device("cpu")), rows.append)
+        torch.save({"state": built[0].state_dict(), "rows": rows}, f"{folder}/rank{rank}.pt")
+    finally:
+        dist.destroy_process_group()

@@ -1,0 +1,222 @@
+"""Checkpoints come back exactly or not at all: identity, interruptions, damage."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from model.config import Norm
+from pipelines import checkpoints, commit, storage
+from pipelines.checkpoints import CheckpointError
+from pipelines.manifest import ClassInfo
+from pipelines.optim import Algorithm, OptimConfig, build_optimiser
+from tests.pipelines import tiny_run
+
+CLASSES = (ClassInfo(3, "dog"), ClassInfo(7, "kätzchen", ("nose", "tail")))
+FILES = ("model.safetensors", "optimizer.safetensors", "checkpoint.json")
+
+
+def trained(seed=0, norm=Norm.BATCH, algorithm=Algorithm.SGD):
+    """A detector and an optimiser with two steps behind them."""
+    detector = tiny_run.build(norm, seed)
+    optimiser = build_optimiser(detector, OptimConfig(algorithm))
+    for step in range(2):
+        for number, parameter in enumerate(detector.parameters()):
+            noise = torch.Generator().manual_seed(1000 * seed + 100 * step + number)
+            parameter.grad = torch.randn(parameter.shape, generator=noise)
+        optimiser.step()
+    return detector, optimiser
+
+
+def assert_same_state(one, other):
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        assert value.dtype == other[name].dtype, name
+        assert torch.equal(value, other[name]), name
+
+
+def moved(optimiser):
+    state = optimiser.state_dict()["state"]
+    return {f"{n}.{name}": value for n, slots in state.items() for name, value in slots.items() if value is not None}
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Bytes of a small checkpoint by file name, and what it was made of."""
+    run = tmp_path_factory.mktemp("run")
+    detector, optimiser = trained()
+    made = checkpoints.save(str(run), 12, detector, optimiser, CLASSES)
+    return {name: (run / "checkpoints/step-00000012" / name).read_bytes() for name in FILES}, made
+
+
+def placed(folder, files, step=12, without=()):
+    target = folder / "checkpoints" / f"step-{step:08d}"
+    target.mkdir(parents=True)
+    for name, data in files.items():
+        if name not in without:
+            (target / name).write_bytes(data)
+    return target
+
+
+@pytest.mark.parametrize("algorithm", list(Algorithm))
+@pytest.mark.parametrize("norm", [Norm.BATCH, Norm.FROZEN])
+def test_what_was_saved_is_restored(tmp_path, norm, algorithm):
+    detector, optimiser = trained(0, norm, algorithm)
+    made = checkpoints.save(str(tmp_path), 7, detector, optimiser, CLASSES)
+    assert (made.step, made.classes, made.detector) == (7, CLASSES, detector.config)
+    assert checkpoints.load(made.uri) == made == checkpoints.load(str(tmp_path))
+    assert_same_state(checkpoints.load_detector(made).state_dict(), detector.state_dict())
+    other, other_optimiser = trained(1, norm, algorithm)
+    checkpoints.restore(made, other, other_optimiser)
+    assert_same_state(other.state_dict(), detector.state_dict())
+    assert_same_state(moved(other_optimiser), moved(optimiser))
+    for network, mover in ((detector, optimiser), (other, other_optimiser)):
+        for parameter in network.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        mover.step()
+    assert_same_state(other.state_dict(), detector.state_dict())
+
+
+def test_an_optimiser_that_never_moved_is_restored(tmp_path):
+    detector = tiny_run.build()
+    made = checkpoints.save(str(tmp_path), 1, detector, build_optimiser(detector, OptimConfig()), CLASSES)
+    other, optimiser = tiny_run.build(seed=1), None
+    optimiser = build_optimiser(other, OptimConfig())
+    checkpoints.restore(made, other, optimiser)
+    assert optimiser.state_dict()["state"] == {}
+
+
+def test_its_hash_names_its_content(tmp_path, saved):
+    _, made = saved
+    detector, optimiser = trained()
+    again = checkpoints.save(str(tmp_path / "a"), 12, detector, optimiser, CLASSES)
+    assert again.hash == made.hash
+    other, _ = trained(1)
+    for step, network, classes in ((13, detector, CLASSES), (12, other, CLASSES), (12, detector, CLASSES[::-1])):
+        run = str(tmp_path / f"{step}{classes[0].name}{network is detector}")
+        assert checkpoints.save(run, step, network, optimiser, classes).hash != made.hash
+
+
+def test_a_committed_checkpoint_is_left_as_it_is(tmp_path, saved):
+    files, made = saved
+    folder = placed(tmp_path, files)
+    detector, optimiser = trained(5)
+    again = checkpoints.save(str(tmp_path), 12, detector, optimiser, CLASSES)
+    assert again.hash == made.hash
+    assert {name: (folder / name).read_bytes() for name in FILES} == files
+
+
+def test_the_latest_is_the_newest_that_was_finished(tmp_path, saved):
+    files, _ = saved
+    assert checkpoints.latest(str(tmp_path)) is None
+    (tmp_path / "checkpoints").mkdir()
+    assert checkpoints.latest(str(tmp_path)) is None
+    placed(tmp_path, files, 99, without=("checkpoint.json",))
+    assert checkpoints.latest(str(tmp_path)) is None
+    for step in (9, 10, 3):
+        placed(tmp_path, files, step)
+    (tmp_path / "checkpoints" / "step-00000500.old").mkdir()
+    (tmp_path / "checkpoints" / "notes.txt").write_text("mine")
+    assert checkpoints.latest(str(tmp_path)).uri.endswith("step-00000010")
+    assert checkpoints.latest(str(tmp_path) + "/").uri == checkpoints.latest(str(tmp_path)).uri
+
+
+class Dies:
+    """Kills a write at a point."""
+
+    def __init__(self, point):
+        self._point = point
+
+    def reach(self, point):
+        if point == self._point:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("dies_in", FILES)
+def test_a_save_that_died_is_not_seen_and_made_again(tmp_path, saved, monkeypatch, dies_in):
+    files, made = saved
+    write = commit.write_file
+
+    def write_or_die(filesystem, path, data, **options):
+        faults = Dies("before_rename") if path.endswith(dies_in) else None
+        write(filesystem, path, data, faults=faults, **options)
+
+    detector, optimiser = trained()
+    monkeypatch.setattr(commit, "write_file", write_or_die)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.save(str(tmp_path), 12, detector, optimiser, CLASSES)
+    assert checkpoints.latest(str(tmp_path)) is None
+    monkeypatch.undo()
+    assert checkpoints.save(str(tmp_path), 12, detector, optimiser, CLASSES).hash == made.hash
+    assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoints/step-00000012").iterdir()} == files
+
+
+def read_all(uri):
+    detector, optimiser = tiny_run.build(seed=1), None
+    optimiser = build_optimiser(detector, OptimConfig())
+    checkpoints.restore(checkpoints.load(uri), detector, optimiser)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_flipped_bit_anywhere_is_found(tmp_path, saved, name):
+    files, _ = saved
+    target = placed(tmp_path, files) / name
+    good = files[name]
+    rng = np.random.default_rng(len(good))
+    places = range(len(good)) if name == "checkpoint.json" else {0, 7, 8, len(good) - 1, *rng.integers(0, len(good), 4)}
+    for place in places:
+        bad = bytearray(good)
+        bad[place] ^= 1 << int(rng.integers(8))
+        target.write_bytes(bad)
+        with pytest.raises(CheckpointError, match=r"it is damaged.* use another checkpoint"):
+            if name == "checkpoint.json":
+                checkpoints.load(str(tmp_path))
+            else:
+                read_all(str(tmp_path))
+    target.write_bytes(good)
+    read_all(str(tmp_path))
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_cut_or_missing_file_is_found(tmp_path, saved, name):
+    files, _ = saved
+    folder = placed(tmp_path, files)
+    for size in (0, 1, len(files[name]) // 2, len(files[name]) - 1):
+        (folder / name).write_bytes(files[name][:size])
+        with pytest.raises(CheckpointError, match="use another checkpoint"):
+            read_all(str(tmp_path))
+    (folder / name).unlink()
+    match = "no finished checkpoint: give the --out" if name == "checkpoint.json" else f"lacks {name}: use another"
+    with pytest.raises(CheckpointError, match=match):
+        read_all(str(folder))
+
+
+@pytest.mark.parametrize("body", ["[]", "null", "{}", '"checkpoint"', "[" * 100_000, '{"kind": "dataset"}'])
+def test_other_json_is_no_checkpoint(tmp_path, saved, body):
+    folder = placed(tmp_path, saved[0])
+    (folder / "checkpoint.json").write_text(body)
+    with pytest.raises(CheckpointError, match="is not a checkpoint manifest of version 1"):
+        checkpoints.load(str(folder))
+
+
+def test_another_version_is_named(tmp_path, saved):
+    folder = placed(tmp_path, saved[0])
+    body = json.loads(saved[0]["checkpoint.json"]) | {"format_version": 2}
+    (folder / "checkpoint.json").write_text(json.dumps(body))
+    with pytest.raises(CheckpointError, match="'checkpoint', version 2.* of another version of maskray"):
+        checkpoints.load(str(folder))
+
+
+def test_weights_of_another_detector_do_not_fit(saved, tmp_path):
+    placed(tmp_path, saved[0])
+    other = tiny_run.build(Norm.GROUP)
+    with pytest.raises(ValueError, match=r"does not fit this detector \(\d+ unknown: .*running_mean"):
+        checkpoints.restore(checkpoints.load(str(tmp_path)), other, build_optimiser(other, OptimConfig()))
+
+
+def test_no_checkpoint_anywhere(tmp_path):
+    with pytest.raises(CheckpointError, match="holds no finished checkpoint: give the --out of `maskray train`"):
+        checkpoints.load(str(tmp_path / "none"))
+    assert not (tmp_path / "none").exists()
+    assert storage.open_uri(str(tmp_path))[1] == str(tmp_path)

@@ -1,0 +1,117 @@
+"""Run settings, and how a batch is divided among training sets."""
+
+import dataclasses
+import itertools
+from fractions import Fraction
+
+import pytest
+
+from model.settings import from_dict, override, to_dict
+from pipelines.config import ExecutionConfig, Precision, TrainConfig, batch_shares
+from pipelines.optim import Algorithm, OptimConfig
+
+
+def largest_remainders(batch, weights):
+    """Hamilton's method in fractions; who is due less than one gets one, and the others divide what is left."""
+    quotas = {i: Fraction(batch * weight, sum(weights.values())) for i, weight in weights.items()}
+    poor = {i: 1 for i, quota in quotas.items() if quota < 1}
+    if poor:
+        others = {i: weight for i, weight in weights.items() if i not in poor}
+        return poor | largest_remainders(batch - len(poor), others)
+    shares = {i: int(quota) for i, quota in quotas.items()}
+    for i in sorted(quotas, key=lambda i: (shares[i] - quotas[i], i))[: batch - sum(shares.values())]:
+        shares[i] += 1
+    return shares
+
+
+@pytest.mark.parametrize("parts", [1, 2, 3, 4])
+def test_shares_of_a_batch(parts):
+    sizes = [1, 2, 3, 5, 95, 150, 155]
+    for weights in itertools.product(sizes, repeat=parts):
+        for batch in (1, 2, 3, 4, 7, 8, 16):
+            if batch < parts:
+                continue
+            shares = batch_shares(batch, weights)
+            assert sum(shares) == batch
+            assert min(shares) >= 1
+            wanted = largest_remainders(batch, dict(enumerate(weights)))
+            assert shares == tuple(wanted[i] for i in range(parts))
+            for (share, weight), (other, more) in itertools.combinations(zip(shares, weights, strict=True), 2):
+                assert (share - other) * (weight - more) >= 0  # the larger set never gets less
+
+
+@pytest.mark.parametrize(
+    ("batch", "weights", "shares"),
+    [
+        (10, (6, 4), (6, 4)),
+        (8, (6, 4), (5, 3)),
+        (16, (118_287, 123_403), (8, 8)),
+        (4, (1_000_000, 1), (3, 1)),
+        (4, (95, 150, 155), (1, 1, 2)),
+        (3, (1, 1, 1), (1, 1, 1)),
+    ],
+)
+def test_shares_by_hand(batch, weights, shares):
+    assert batch_shares(batch, weights) == shares
+
+
+def test_a_batch_smaller_than_its_parts_is_refused():
+    with pytest.raises(ValueError, match="a batch of 2 cannot hold a picture of each of 3 training sets"):
+        batch_shares(2, (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"train": ("a",), "ratio": (1, 2)}, r"ratio needs a number >= 1 for each of the 1 training sets"),
+        ({"train": ("a", "b"), "ratio": (1, 0)}, r"ratio needs a number >= 1 .* got \(1, 0\)"),
+        ({"optim": OptimConfig(batch=5), "execution": ExecutionConfig(workers=2)}, r"batch \(5\) must be a multiple"),
+    ],
+)
+def test_runs_that_do_not_add_up(changes, match):
+    with pytest.raises(ValueError, match=match):
+        TrainConfig(**changes)
+
+
+@pytest.mark.parametrize("name", ["workers", "cpus_per_worker", "report_every", "checkpoint_every"])
+def test_execution_settings_of_at_least_one(name):
+    with pytest.raises(ValueError, match=rf"execution\.{name} must be >= 1, got 0"):
+        ExecutionConfig(**{name: 0})
+
+
+@pytest.mark.parametrize("name", ["loader_processes", "max_failures"])
+def test_execution_settings_of_at_least_zero(name):
+    with pytest.raises(ValueError, match=rf"execution\.{name} must be >= 0, got -1"):
+        ExecutionConfig(**{name: -1})
+    ExecutionConfig(**{name: 0})
+
+
+def test_the_identity_is_what_the_result_depends_on():
+    base = TrainConfig(train=("a",), out="o")
+    same = [
+        {"out": "p"},
+        {"train": ("b",)},  # the data's hashes are the run's identity, not their place
+        {"val": "v"},
+        {"tracking_uri": "t"},
+        {"execution": ExecutionConfig(workers=4, loader_processes=2)},
+    ]
+    assert all(dataclasses.replace(base, **change).identity() == base.identity() for change in same)
+    for path, value in [
+        ("seed", 1),
+        ("shuffle_window", 3),
+        ("precision", Precision.BF16),
+        ("init", "c"),
+        ("ratio", (2,)),
+        ("optim.steps", 7),
+        ("optim.batch", 4),
+        ("optim.algorithm", Algorithm.ADAMW),
+        ("augment.flip", 0.25),
+        ("detector.num_classes", 3),
+        ("detector.rpn.nms_iou", 0.6),
+    ]:
+        assert override(base, path, value).identity() != base.identity(), path
+
+
+def test_a_run_survives_plain_values():
+    config = TrainConfig(train=("a", "b"), ratio=(6, 4), precision=Precision.BF16, optim=OptimConfig(milestones=(3, 5)))
+    assert from_dict(TrainConfig, to_dict(config)) == config

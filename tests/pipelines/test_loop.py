@@ -1,0 +1,269 @@
+"""Training on the CPU without Ray: it learns, it resumes bit for bit, two workers are one, and NaN ends it."""
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from model.config import Norm
+from model.detector import LOSS_NAMES
+from model.settings import override, to_dict
+from pipelines import checkpoints, loop
+from pipelines.config import Precision
+from pipelines.loop import Job, TrainingError, fit
+from pipelines.optim import Algorithm
+from tests.pipelines import tiny_run, tiny_shards
+from tests.pipelines.tiny_run import CPU
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return tiny_run.dataset(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def whole(data, tmp_path_factory):
+    """A run of 6 steps that nothing disturbed: its folder and what it reported."""
+    out, rows = tmp_path_factory.mktemp("whole"), []
+    fit(tiny_run.job(tiny_run.config(data, out)), CPU, rows.append)
+    return out, rows
+
+
+class Stopped(Exception):
+    pass
+
+
+def stop_at(step):
+    def emit(row):
+        if row["step"] == step:
+            raise Stopped
+
+    return emit
+
+
+def folders(out):
+    return sorted(path.name for path in (out / "checkpoints").iterdir()) if (out / "checkpoints").exists() else []
+
+
+def test_the_loss_goes_down(data, tmp_path):
+    rows = []
+    steps = {"steps": 15, "learning_rate": 3e-3, "algorithm": Algorithm.ADAMW}
+    config = tiny_run.config(data, tmp_path, optim=steps, execution={"checkpoint_every": 100})
+    fit(tiny_run.job(config), CPU, rows.append)
+    losses = [row["loss/total"] for row in rows]
+    assert len(losses) == 15
+    assert np.mean(losses[-4:]) < 0.75 * np.mean(losses[:2])
+    assert folders(tmp_path) == ["step-00000015"]
+
+
+def test_what_a_run_reports(whole):
+    _, rows = whole
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    for row in rows:
+        losses = [row[f"loss/{name}"] for name in LOSS_NAMES]
+        assert all(np.isfinite(losses))
+        assert row["loss/total"] == pytest.approx(sum(losses))
+        assert row["epoch"] == pytest.approx(row["step"] * 4 / 9)
+        assert row["pictures_per_s"] > 0
+        assert 0 <= row["data_wait_share"] <= 1
+    warm = [row["learning_rate"] for row in rows[:3]]
+    assert warm[0] == pytest.approx(0.002)
+    assert warm[0] < warm[1] < warm[2]
+
+
+def test_reports_and_checkpoints_come_when_they_are_due(data, whole, tmp_path):
+    rows = []
+    config = tiny_run.config(data, tmp_path, execution={"report_every": 4, "checkpoint_every": 5})
+    fit(tiny_run.job(config), CPU, rows.append)
+    assert [row["step"] for row in rows] == [4, 5, 6]
+    assert folders(tmp_path) == ["step-00000005", "step-00000006"]
+    out, every = whole
+    assert folders(out) == ["step-00000002", "step-00000004", "step-00000006"]
+    # The mean of what a run that reports every step reported; and when it reports changes nothing else.
+    assert rows[0]["loss/cls"] == pytest.approx(np.mean([row["loss/cls"] for row in every[:4]]), rel=1e-5)
+    assert checkpoints.load(str(tmp_path)).hash == checkpoints.load(str(out)).hash
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5])
+def test_an_interrupted_run_ends_where_the_whole_one_does(data, whole, tmp_path, step):
+    job = tiny_run.job(tiny_run.config(data, tmp_path))
+    with pytest.raises(Stopped):
+        fit(job, CPU, stop_at(step))
+    assert folders(tmp_path) == [f"step-{done:08d}" for done in (2, 4) if done < step]
+    rows = []
+    fit(job, CPU, rows.append)
+    first = max([done for done in (2, 4) if done < step], default=0)
+    assert [row["step"] for row in rows] == list(range(first + 1, 7))
+    out, every = whole
+    for row, other in zip(rows, every[first:], strict=True):
+        assert {k: v for k, v in row.items() if "/" in k} == {k: v for k, v in other.items() if "/" in k}
+    # The hash covers weights, norm statistics and the optimiser, bit for bit.
+    assert checkpoints.load(str(tmp_path)).hash == checkpoints.load(str(out)).hash
+
+
+def test_a_run_interrupted_twice_with_adamw(data, tmp_path):
+    optim = {"algorithm": Algorithm.ADAMW, "learning_rate": 1e-3}
+    jobs = [tiny_run.job(tiny_run.config(data, tmp_path / name, Norm.GROUP, optim)) for name in ("a", "b")]
+    fit(jobs[0], CPU, lambda row: None)
+    for step in (3, 5):
+        with pytest.raises(Stopped):
+            fit(jobs[1], CPU, stop_at(step))
+    fit(jobs[1], CPU, lambda row: None)
+    made = [checkpoints.load(str(tmp_path / name)) for name in ("a", "b")]
+    assert made[0].hash == made[1].hash
+
+
+def test_a_finished_run_does_nothing_more(data, whole):
+    out, _ = whole
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    fit(tiny_run.job(tiny_run.config(data, out)), CPU, stop_at(6))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_the_seed_decides(data, whole, tmp_path):
+    config = tiny_run.config(data, tmp_path, seed=1, optim={"steps": 1})
+    fit(tiny_run.job(config), CPU, lambda row: None)
+    first = checkpoints.load_detector(checkpoints.load(f"{whole[0]}/checkpoints/step-00000002"))
+    other = checkpoints.load_detector(checkpoints.load(str(tmp_path)))
+    assert not torch.equal(first.rpn.head.conv.weight, other.rpn.head.conv.weight)
+
+
+def test_training_starts_from_the_given_weights(data, whole, tmp_path):
+    start = checkpoints.load(f"{whole[0]}/checkpoints/step-00000004")
+    config = tiny_run.config(data, tmp_path, init=start.uri, optim={"steps": 1, "learning_rate": 1e-30})
+    fit(tiny_run.job(config), CPU, lambda row: None)
+    made, given = (checkpoints.load_detector(checkpoints.load(uri)) for uri in (str(tmp_path), start.uri))
+    for (name, one), other in zip(made.named_parameters(), given.parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_two_training_sets_share_each_batch(data, tmp_path):
+    rows = [[tiny_shards.record(100 + k, [tiny_shards.thing(k, (4, 6, 30, 28))]) for k in range(3)]]
+    extra = tiny_shards.write_dataset(tmp_path / "extra", rows)
+    batches = loop.build_batches(tiny_run.config((data, extra), tmp_path, ratio=(3, 1)), CPU)
+    assert [(batches[s].image_ids >= 100).sum().item() for s in range(4)] == [1] * 4
+    batches = loop.build_batches(tiny_run.config((extra, data), tmp_path), CPU)  # 3 to 9 pictures
+    assert [(batches[s].image_ids >= 100).sum().item() for s in range(4)] == [1] * 4
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path):
+    optim = {"learning_rate": 1e18, "warmup_steps": 0, "clip_norm": 0.0, "steps": 9}
+    config = tiny_run.config(data, tmp_path, Norm.FROZEN, optim)
+    rows = []
+    with pytest.raises(TrainingError, match=r"loss/\w+.* is not finite at step (\d): lower optim\.learning_rate") as caught:
+        fit(tiny_run.job(config), CPU, rows.append)
+    step = len(rows) + 1
+    assert f"at step {step}:" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert all(int(name[-8:]) < step for name in folders(tmp_path))
+
+
+def test_weights_that_are_not_finite_are_not_saved(data, tmp_path):
+    """The loss of a step is that of the weights before it."""
+    optim = {"learning_rate": 3e38, "warmup_steps": 0, "clip_norm": 0.0, "steps": 1}
+    config = tiny_run.config(data, tmp_path, Norm.FROZEN, optim)
+    with pytest.raises(TrainingError, match="not finite at step 1: lower optim"):
+        fit(tiny_run.job(config), CPU, lambda row: None)
+    assert folders(tmp_path) == []
+
+
+def test_gradients_are_clipped_to_the_norm(data, tmp_path):
+    config = tiny_run.config(data, tmp_path, optim={"clip_norm": 0.5})
+    detector = tiny_run.build().train()
+    before = {name: value.detach().clone() for name, value in detector.named_parameters()}
+    optimiser = torch.optim.SGD(detector.parameters(), lr=1.0)
+    loop.train_step(detector, loop.build_batches(config, CPU)[0], optimiser, config)
+    moved = sum(float((value.detach() - before[name]).double().square().sum()) for name, value in detector.named_parameters())
+    assert moved**0.5 == pytest.approx(0.5, rel=1e-3)
+
+
+def test_bf16_keeps_parameters_and_losses_in_float32(data, tmp_path):
+    config = tiny_run.config(data, tmp_path, precision=Precision.BF16)
+    detector = tiny_run.build().train()
+    batch = loop.build_batches(config, CPU)[0]
+    with torch.no_grad():
+        exact = detector(batch.images, batch.targets)
+    seen = []
+    detector.pyramid.lateral[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    losses = loop.train_step(detector, batch, torch.optim.SGD(detector.parameters(), lr=0.01), config)
+    assert seen == [torch.bfloat16]
+    assert {value.dtype for value in losses.values()} == {torch.float32}
+    assert {value.dtype for value in detector.parameters()} == {torch.float32}
+    assert float(losses["rpn_cls"]) == pytest.approx(float(exact["rpn_cls"]), rel=0.02)
+
+
+def test_a_job_survives_plain_values(data, tmp_path):
+    job = Job(tiny_run.config(data, tmp_path, precision=Precision.BF16), tiny_shards.CLASSES)
+    raw = {"config": to_dict(job.config), "classes": [dataclasses.asdict(info) for info in job.classes]}
+    assert Job.from_dict(raw) == job
+
+
+def distance(one, other):
+    return sum(float((one[name].double() - other[name].double()).square().sum()) for name in one) ** 0.5
+
+
+@pytest.fixture(scope="module")
+def of_two(tmp_path_factory):
+    """Three steps of two workers: the run, what each worker was left with, and the folder.
+
+    A step's losses are means over what was sampled in a batch. Here every picture gives the same number of samples,
+    one of them positive, so that the mean over two halves is the mean over the whole.
+    """
+    folder = tmp_path_factory.mktemp("two")
+    data = tiny_run.dataset(folder / "data", stride=3)
+    optim = {"steps": 3, "warmup_steps": 0, "learning_rate": 0.01}
+    config = tiny_run.config(data, folder / "run", Norm.FROZEN, optim, {"workers": 2, "checkpoint_every": 2})
+    config = override(override(config, "detector.box.samples", 8), "detector.box.positive_share", 0.125)
+    mp.spawn(tiny_run.fit_as_one_of_two, (config, str(folder)), nprocs=2)
+    return config, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)], folder
+
+
+def weights_at(out, step):
+    return checkpoints.load_detector(checkpoints.load(f"{out}/checkpoints/step-{step:08d}")).state_dict()
+
+
+def test_two_workers_have_the_same_weights_and_save_them_once(of_two):
+    config, (left, right), folder = of_two
+    saved = weights_at(config.out, 3)
+    assert left["state"].keys() == right["state"].keys() == saved.keys()
+    for name, value in left["state"].items():
+        assert torch.equal(value, right["state"][name]), name
+        assert torch.equal(value, saved[name]), name
+    assert folders(folder / "run") == ["step-00000002", "step-00000003"]
+    assert [row["step"] for row in left["rows"]] == [1, 2, 3]
+    assert right["rows"] == []
+
+
+def test_two_workers_are_one(of_two, tmp_path):
+    config, (left, _), _ = of_two
+    rows = []
+    fit(tiny_run.job(dataclasses.replace(config, out=str(tmp_path))), CPU, rows.append)
+    for row, other in zip(left["rows"], rows, strict=True):
+        for name in LOSS_NAMES:
+            assert row[f"loss/{name}"] == pytest.approx(other[f"loss/{name}"], rel=2e-3, abs=1e-5), (name, row["step"])
+    for step in (2, 3):
+        one, two = weights_at(tmp_path, step), weights_at(config.out, step)
+        start = tiny_run.build(Norm.FROZEN).state_dict()
+        assert distance(one, two) < 1e-3 * distance(one, start)
+
+
+def test_one_worker_goes_on_from_a_checkpoint_of_two(of_two, tmp_path):
+    config, _, folder = of_two
+    target = tmp_path / "checkpoints" / "step-00000002"
+    shutil.copytree(folder / "run" / "checkpoints" / "step-00000002", target)
+    rows = []
+    fit(tiny_run.job(dataclasses.replace(config, out=str(tmp_path))), CPU, rows.append)
+    assert [row["step"] for row in rows] == [3]
+    one, two = weights_at(tmp_path, 3), weights_at(config.out, 3)
+    assert distance(one, two) < 1e-3 * distance(one, weights_at(config.out, 2))

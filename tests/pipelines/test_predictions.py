@@ -1,0 +1,129 @@
+"""Committed detections: what was written is read, damage is found, and COCO's result rows are right."""
+
+import json
+
+import numpy as np
+import pytest
+from pycocotools import mask as coco_mask
+
+from pipelines import commit, predictions, storage
+from pipelines.manifest import FileInfo
+from pipelines.predictions import PredictionsError, PredictionsManifest
+from tests.pipelines.tiny_shards import CLASSES, detected, record, write_dataset, write_predictions
+
+
+def findings(one):
+    count = one.image_id % 3
+    boxes = [(k, 2 * k, 10 + k, 20 + one.image_id) for k in range(count)]
+    return detected(one, boxes, [k % 2 for k in range(count)], [0.9 - 0.1 * k for k in range(count)])
+
+
+@pytest.fixture
+def written(tmp_path):
+    data = write_dataset(tmp_path / "data", [[record(n) for n in range(4)], [], [record(n) for n in range(4, 7)]])
+    return data, write_predictions(tmp_path / "labels", data, findings)
+
+
+def assert_same(one, other):
+    assert (one.image_id, one.height, one.width, one.rles) == (other.image_id, other.height, other.width, other.rles)
+    for name, kind in (("boxes_xyxy", np.float32), ("scores", np.float32), ("labels", np.int64), ("areas", np.int64)):
+        assert getattr(one, name).dtype == kind
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+
+
+def test_what_was_written_is_read(written):
+    data, uri = written
+    manifest = PredictionsManifest.load(uri)
+    assert (manifest.pictures, manifest.detections, manifest.classes) == (7, 6, CLASSES)
+    assert manifest.dataset == data.manifest.hash
+    found = list(predictions.all_pictures(uri, manifest))
+    assert [picture.image_id for picture in found] == data.image_ids.tolist()
+    for index, picture in enumerate(found):
+        assert_same(picture, findings(data.record(index)))
+    assert found[0].boxes_xyxy.shape == (0, 4)
+    assert [len(predictions.read_pictures(uri, shard)) for shard in manifest.shards] == [4, 0, 3]
+
+
+def test_the_hash_is_that_of_the_file(written, tmp_path):
+    _, uri = written
+    manifest = PredictionsManifest.load(uri)
+    assert manifest.hash == commit.sha256_of((tmp_path / "labels" / "manifest.json").read_bytes())
+
+
+def test_the_notes_of_a_shard(tmp_path):
+    filesystem, path = storage.open_uri(str(tmp_path / "p.arrow"))
+    assert predictions.read_meta(filesystem, path) is None
+    data = predictions.to_ipc([findings(record(2))], {"shard": 3, "batch": 4})
+    commit.write_file(filesystem, path, memoryview(data))
+    assert predictions.read_meta(filesystem, path) == {"shard": 3, "batch": 4}
+    assert predictions.to_ipc([findings(record(2))], {"batch": 4, "shard": 3}).equals(data)
+    for bad in (b"", b"ARROW1", bytes(data)[:-20], b"x" * 500):
+        (tmp_path / "p.arrow").write_bytes(bad)
+        assert predictions.read_meta(filesystem, path) is None
+
+
+def test_damage_is_found(written, tmp_path):
+    _, uri = written
+    manifest = PredictionsManifest.load(uri)
+    shard = tmp_path / "labels" / manifest.shards[0].file
+    good = shard.read_bytes()
+    for place in {0, len(good) - 1, *np.random.default_rng(0).integers(0, len(good), 20).tolist()}:
+        bad = bytearray(good)
+        bad[place] ^= 16
+        shard.write_bytes(bad)
+        with pytest.raises(PredictionsError, match="does not match its sha256 in the manifest: predict again"):
+            predictions.read_pictures(uri, manifest.shards[0])
+    shard.unlink()
+    with pytest.raises(PredictionsError, match="is missing: predict again"):
+        predictions.read_pictures(uri, manifest.shards[0])
+
+
+def test_columns_of_something_else_are_refused(written, tmp_path):
+    data, uri = written
+    name = data.manifest.shards[0].file
+    content = (tmp_path / "data" / name).read_bytes()
+    (tmp_path / "labels" / "other.arrow").write_bytes(content)
+    with pytest.raises(PredictionsError, match="has the columns .*'keypoints'.*, wanted"):
+        predictions.read_pictures(uri, FileInfo("other.arrow", len(content), commit.sha256_of(content)))
+
+
+@pytest.mark.parametrize(
+    "body", ["", "[]", "null", "{}", '{"kind": "dataset", "format_version": 1}', '{"kind": "predictions"}', "[" * 9999]
+)
+def test_another_manifest_is_refused(written, tmp_path, body):
+    _, uri = written
+    (tmp_path / "labels" / "manifest.json").write_text(body)
+    with pytest.raises(PredictionsError, match="is no predictions manifest of version 1 .*: predict again"):
+        PredictionsManifest.load(uri)
+
+
+def test_a_flipped_bit_of_the_manifest_is_found(written, tmp_path):
+    _, uri = written
+    path = tmp_path / "labels" / "manifest.json"
+    good = path.read_bytes()
+    for place in range(len(good)):
+        bad = bytearray(good)
+        bad[place] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(PredictionsError, match="predict again"):
+            PredictionsManifest.load(uri)
+
+
+def test_no_predictions(tmp_path):
+    with pytest.raises(PredictionsError, match="holds no finished predictions: run `maskray predict` with --out"):
+        PredictionsManifest.load(str(tmp_path))
+
+
+def test_result_rows_are_cocos():
+    found = findings(record(5))
+    rows = predictions.to_results(found, CLASSES)
+    assert [row["category_id"] for row in rows] == [3, 7]
+    assert [row["bbox"] for row in rows] == [[0, 0, 10, 25], [1, 2, 10, 23]]
+    assert {row["image_id"] for row in rows} == {5}
+    assert json.loads(json.dumps(rows)) == rows
+    for row, area in zip(rows, found.areas, strict=True):
+        mask = coco_mask.decode(row["segmentation"])
+        x, y, width, height = map(int, row["bbox"])
+        assert mask.shape == (48, 64)
+        assert mask[y : y + height, x : x + width].all()
+        assert mask.sum() == area == width * height
