@@ -52,7 +52,7 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     masks are dropped. Class c of torchvision becomes label c - 1.
 
     Raises:
-        ValueError: a name no rule covers.
+        ValueError: a name no rule covers, or a head that is missing.
     """
     renamed: dict[str, Tensor] = {}
     for name, value in state.items():
@@ -65,6 +65,12 @@ def from_torchvision(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 "only Mask R-CNN with a ResNet pyramid (v1) can be read so far"
             )
         renamed[ours] = value
+    for head in ("roi.box_head.scores", "roi.box_head.deltas", "roi.mask_head.logits"):
+        for part in ("weight", "bias"):
+            if f"{head}.{part}" not in renamed:
+                raise ValueError(
+                    f"the weights have nothing for {head}.{part}: give those of a whole Mask R-CNN, not of a part of it"
+                )
     for part in ("weight", "bias"):
         scores = renamed[f"roi.box_head.scores.{part}"]
         renamed[f"roi.box_head.scores.{part}"] = torch.cat([scores[1:], scores[:1]])

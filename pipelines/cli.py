@@ -77,7 +77,7 @@ def _choose(arguments: Sequence[str], choices: Sequence[str], command: str, what
               f"Then: maskray {command} {what.upper()} --help")  # fmt: skip
         raise SystemExit(0)
     got = f"got {arguments[0]!r}" if arguments else "got none"
-    raise ValueError(f"maskray {command} needs a {what}, {got}: one of {listed}")
+    raise ValueError(f"{command} needs a {what}, {got}: one of {listed}".strip())
 
 
 def _prepare(arguments: Sequence[str]) -> None:
@@ -241,7 +241,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         COMMANDS[name].run(rest)
     except KeyboardInterrupt:
         _fail("interrupted; the same command goes on where it stopped", 130)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    # ImportError: the operators are not built, and the message says what to run.
+    except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
         if os.environ.get("MASKRAY_TRACEBACK"):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)

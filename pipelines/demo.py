@@ -53,7 +53,9 @@ class DemoConfig:
         for name in ("train", "val", "unlabelled", "steps", "student_steps"):
             if getattr(self, name) < 1:
                 raise ValueError(f"demo needs {name} >= 1, got {getattr(self, name)}")
-        if "://" in self.out:
+        if self.workers < 0:
+            raise ValueError(f"demo needs workers >= 0, got {self.workers}")
+        if not self.out or "://" in self.out:
             raise ValueError(f"demo writes to a local folder, got {self.out!r}: give a path")
 
 

@@ -1,7 +1,6 @@
 """The train command: checks a run against its data, starts the workers with Ray Train, and tracks them."""
 
 import dataclasses
-import json
 import threading
 import time
 from collections.abc import Mapping
@@ -21,6 +20,8 @@ from pipelines.ray_session import ray_session, require_cpus
 from pipelines.tracking import Tracker
 
 _RUN_FILE = "run.json"
+_KIND = "run"
+_FORMAT_VERSION = 1
 _POLL_S = 0.5
 
 
@@ -56,6 +57,16 @@ def _classes_of(config: TrainConfig, manifests: Mapping[str, Manifest]) -> tuple
     return first
 
 
+def _require_labels(manifests: Mapping[str, Manifest]) -> None:
+    for uri, manifest in manifests.items():
+        bare = manifest.rows_written - manifest.labelled_images
+        if bare or not manifest.rows_written:
+            raise RunConflictError(
+                f"{uri} has {bare} pictures without labels of {manifest.rows_written}: to a training they would be "
+                "pictures without objects; train on labelled pictures, or label them with `maskray distill`"
+            )
+
+
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
     found = []
     for name in sorted(old.keys() | new.keys()):
@@ -72,14 +83,14 @@ def _claim(config: TrainConfig, manifests: Mapping[str, Manifest]) -> tuple[str,
     identity = {"config": config.identity(), "data": [manifests[uri].hash for uri in config.train]}
     filesystem, folder = storage.open_uri(config.out)
     path = storage.join(folder, _RUN_FILE)
-    body = {"kind": "run", "identity": identity, "train": list(config.train), "tracking": {}}
+    body = {"identity": identity, "train": list(config.train), "tracking": {}}
     if not storage.is_file(filesystem, path):
         if storage.is_folder(filesystem, folder) and storage.list_files(filesystem, folder):
             raise RunConflictError(f"{config.out} holds other files and no training run: choose another --out")
-        commit.write_file(filesystem, path, json.dumps(body, indent=1).encode(), exclusive=True)
+        commit.write_file(filesystem, path, commit.sealed(_KIND, _FORMAT_VERSION, body), exclusive=True)
         return path, body
     try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(filesystem, path))
+        found = commit.unsealed(storage.read_bytes(filesystem, path), _KIND, _FORMAT_VERSION)
         differences = _differences(found["identity"], identity)
     except (ValueError, KeyError, TypeError) as error:
         raise RunConflictError(f"{path} is damaged ({error}): choose another --out") from error
@@ -95,7 +106,8 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
     """Check the run against its data and fit the number of classes to them.
 
     Raises:
-        RunConflictError: data sets that do not share their classes, or an `init` checkpoint of other classes.
+        RunConflictError: data sets without labels or that do not share their classes, or an `init` checkpoint of
+            other classes.
         ValueError: no training set, or no output folder.
         ManifestError: a data set that is not one.
     """
@@ -103,6 +115,7 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
         if not getattr(config, name):
             raise ValueError(f"training needs --{name}: give {'prepared data sets' if name == 'train' else 'a folder'}")
     manifests = {uri: Manifest.load(uri) for uri in config.train}
+    _require_labels(manifests)
     classes = _classes_of(config, manifests)
     if config.init:
         known = checkpoints.load(config.init).classes
@@ -212,7 +225,8 @@ def run(config: TrainConfig) -> TrainResult:
     if not on_file["tracking"]:
         tracker.parameters({**to_dict(config), "data": {str(i): m.hash for i, m in enumerate(manifests.values())}})
         on_file["tracking"] = {"uri": config.tracking_uri, "run_id": tracker.run_id}
-        commit.write_file(storage.open_uri(config.out)[0], path, json.dumps(on_file, indent=1).encode())
+        data = commit.sealed(_KIND, _FORMAT_VERSION, on_file)
+        commit.write_file(storage.open_uri(config.out)[0], path, data)
     status = "FAILED"
     try:
         if done < config.optim.steps:

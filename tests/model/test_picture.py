@@ -1,0 +1,147 @@
+"""The picture pipeline: sizes and values against torchvision's transform, live; padding."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
+from model.config import PictureConfig, ResizeRounding
+from model.picture import pad, padded_hw, resize, resized_hw, tight_hw
+
+FLOOR = PictureConfig(rounding=ResizeRounding.FLOOR)
+HALF_UP = PictureConfig(rounding=ResizeRounding.HALF_UP)
+
+
+def peer(config):
+    return GeneralizedRCNNTransform(config.short_edge_px, config.long_edge_px, [0.0] * 3, [1.0] * 3)
+
+
+def peers_hw(height, width, config):
+    """The size torchvision resizes to; on the meta device, so that no pixel is computed."""
+    resized, _ = peer(config).eval().resize(torch.empty(3, height, width, device="meta"), None)
+    return tuple(resized.shape[-2:])
+
+
+def random_sizes(count):
+    rng = np.random.default_rng(0)
+    return [tuple(int(side) for side in np.exp(rng.uniform(np.log(20), np.log(5000), 2))) for _ in range(count)]
+
+
+# Sizes whose scale is a hair too small in floating point, so that the short edge misses by one.
+NEAR_MISSES = [
+    (height, width) for height in range(300, 700) for width in (640,) if int(height * (800 / min(height, width))) == 799
+]
+
+
+def test_there_are_near_misses():
+    assert len(NEAR_MISSES) >= 5
+    assert all(
+        799 in resized_hw(*size, 800, FLOOR) for size in NEAR_MISSES if size[0] < size[1] <= size[0] * 1333 / 800
+    )
+
+
+@pytest.mark.parametrize("config", [FLOOR, PictureConfig(128, 192, rounding=ResizeRounding.FLOOR)], ids=["800", "128"])
+def test_floored_sizes_equal_torchvision_s(config):
+    for height, width in [*random_sizes(400), *NEAR_MISSES, (480, 640), (640, 427), (800, 1333), (1333, 800), (1, 1)]:
+        found = resized_hw(height, width, config.short_edge_px, config)
+        assert found == peers_hw(height, width, config), (height, width)
+
+
+def test_half_up_never_misses_the_short_edge_and_keeps_the_long_one():
+    for height, width in [*random_sizes(2000), *NEAR_MISSES]:
+        new = resized_hw(height, width, 800, HALF_UP)
+        assert max(new) <= 1333
+        assert min(new) == 800 or max(new) == 1333
+        scale = min(800 / min(height, width), 1333 / max(height, width))
+        assert abs(new[0] - height * scale) <= 0.5
+        assert abs(new[1] - width * scale) <= 0.5
+        assert resized_hw(width, height, 800, HALF_UP) == new[::-1]
+
+
+def test_the_two_roundings_differ_by_a_pixel_at_most():
+    sizes = random_sizes(500)
+    pairs = [(resized_hw(*size, 800, FLOOR), resized_hw(*size, 800, HALF_UP)) for size in sizes]
+    differences = {up - floor for one, other in pairs for floor, up in zip(one, other, strict=True)}
+    assert differences == {0, 1}
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (9000, 3)], ids=str)
+def test_a_picture_without_a_second_side_is_refused(size):
+    with pytest.raises(ValueError, match=f"a picture of {size[1]} x {size[0]} px cannot be resized to .* 1333 px"):
+        resized_hw(*size, 800, FLOOR)
+
+
+@pytest.mark.parametrize("size", [(90, 130), (300, 201), (128, 128)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_resized_pixels_equal_torchvision_s(size, dtype):
+    config = PictureConfig(128, 192, rounding=ResizeRounding.FLOOR)
+    picture = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    wanted, _ = peer(config).eval().resize(picture.float(), None)
+    found = resize(picture.to(dtype), resized_hw(*size, 128, config))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2)  # torchvision's scale is the ratio before rounding
+    assert (found - wanted).abs().mean() < 1e-3
+
+
+def test_a_picture_of_the_right_size_keeps_its_values():
+    picture = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(resize(picture, (20, 30)), picture.float())
+
+
+def fits(sizes, frame):
+    return all(height <= frame[0] and width <= frame[1] for height, width in sizes)
+
+
+@pytest.mark.parametrize("config", [HALF_UP, PictureConfig(128, 200, size_divisor=64)], ids=["800", "128"])
+def test_padded_size_is_the_smallest_of_four_that_fits(config):
+    short, long = config.short_edge_px, config.long_edge_px
+    divisor = config.size_divisor
+    frames = set(itertools.product([-(-side // divisor) * divisor for side in (short, long)], repeat=2))
+    rng = np.random.default_rng(1)
+    chosen = set()
+    for _ in range(300):
+        count = int(rng.integers(1, 4))
+        sizes = [resized_hw(*(int(s) for s in rng.integers(100, 900, 2)), short, config) for _ in range(count)]
+        found = padded_hw(sizes, short, config)
+        assert found in frames
+        assert fits(sizes, found)
+        assert not any(fits(sizes, frame) and frame[0] * frame[1] < found[0] * found[1] for frame in frames)
+        chosen.add(found)
+    assert chosen | {min(frames)} == frames
+    assert padded_hw([(short, short)], short, config) == min(frames)
+
+
+def test_padded_sizes_by_name():
+    cases = {
+        ((800, 800),): (800, 800),
+        ((800, 1333), (600, 800)): (800, 1344),
+        ((1067, 800),): (1344, 800),
+        ((800, 801), (801, 800)): (1344, 1344),
+        ((100, 801),): (800, 1344),
+    }
+    for sizes, wanted in cases.items():
+        assert padded_hw(sizes, 800, HALF_UP) == wanted
+
+
+def test_tight_size_equals_torchvision_s_batch():
+    sizes = [(70, 33), (64, 64), (1, 65)]
+    theirs = peer(HALF_UP).batch_images([torch.zeros(3, *size) for size in sizes])
+    assert tight_hw(sizes, HALF_UP) == tuple(theirs.shape[-2:]) == (96, 96)
+    assert tight_hw([(64, 96)], HALF_UP) == (64, 96)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_padding_is_zero_at_the_bottom_and_right(dtype):
+    pictures = [torch.full((3, *size), value).to(dtype) for size, value in [((5, 8), 7), ((6, 3), 9)]]
+    images = pad(pictures, (6, 9))
+    assert images.pixels.shape == (2, 3, 6, 9)
+    assert images.pixels.dtype == dtype
+    assert images.pixels.is_contiguous(memory_format=torch.channels_last)
+    assert images.sizes_hw.dtype == torch.int64
+    assert images.sizes_hw.tolist() == [[5, 8], [6, 3]]
+    for b, picture in enumerate(pictures):
+        height, width = picture.shape[1:]
+        assert torch.equal(images.pixels[b, :, :height, :width], picture)
+        assert images.pixels[b].sum() == picture.sum()
