@@ -115,4 +115,38 @@ MASKRAY_HOST_DEVICE SampleRange samples_near_map(const Axis<T>& axis, int64_t b,
   return {static_cast<int64_t>(begin), static_cast<int64_t>(end)};
 }
 
+/// Call sink.append(cell, weight) for each cell that bin b takes from, and sink.add(back, weight) to add to the cell that was
+/// appended `back` calls ago (0: the last one). The weights of a bin are sums over its samples: the average is theirs
+/// divided by axis.samples.
+template <typename T, typename Sink>
+MASKRAY_HOST_DEVICE void merge_samples(const Axis<T>& axis, int64_t b, int64_t size, Sink& sink) {
+  // Positions run one way, so a cell seen before in this bin is one of the last three appended.
+  int64_t newest = -1, second = -1, third = -1;
+  const auto take = [&](int64_t cell, T weight) {
+    if (cell == newest) {
+      sink.add(0, weight);
+    } else if (cell == second) {
+      sink.add(1, weight);
+    } else if (cell == third) {
+      sink.add(2, weight);
+    } else {
+      sink.append(cell, weight);
+      third = second;
+      second = newest;
+      newest = cell;
+    }
+  };
+  const SampleRange range = samples_near_map(axis, b, size);
+  for (int64_t i = range.begin; i < range.end; ++i) {
+    Sample<T> sample;
+    if (!sample_cells(sample_position(axis, b, i), size, sample)) {
+      continue;
+    }
+    take(sample.low, T(1) - sample.high_weight);
+    if (sample.high_weight != T(0)) {
+      take(sample.high, sample.high_weight);
+    }
+  }
+}
+
 }  // namespace maskray

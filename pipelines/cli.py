@@ -173,6 +173,12 @@ def _distill(arguments: Sequence[str]) -> None:
     _show(f"{result.manifest.rows_written} pictures with pseudo-labels: {config.out}")
 
 
+def _report(arguments: Sequence[str]) -> None:
+    from pipelines import run_report
+
+    _show(f"report: {run_report.run(_parse(run_report.ReportConfig, arguments, 'report', positional=True))}")
+
+
 def _demo(arguments: Sequence[str]) -> None:
     from pipelines import demo
 
@@ -217,6 +223,7 @@ COMMANDS: dict[str, _Command] = {
     "evaluate": _Command(_evaluate, "COCO AP of boxes and masks"),
     "predict": _Command(_predict, "label every picture of a data set"),
     "distill": _Command(_distill, "choose pseudo-labels among predictions -> a data set to train on"),
+    "report": _Command(_report, "one HTML page on a training run: curves, AP by class, best and worst pictures"),
     "list": _Command(_list, "presets and data sources"),
 }
 

@@ -15,13 +15,11 @@ from pipelines.dataset import Dataset
 from pipelines.gallery import save_gallery
 from pipelines.presets import preset
 from pipelines.ray_session import ray_session
-from pipelines.report import RunReport, save_report
-from pipelines.tracking import Tracker
+from pipelines.report import save_report
+from pipelines.run_report import load_run
 
 _ROWS_PER_SHARD = 32
 Say = Callable[[str], None]
-_CURVES = ("loss/total", "loss/rpn_cls", "loss/rpn_box", "loss/cls", "loss/box", "loss/mask", "learning_rate",
-           "pictures_per_s", "data_wait_share")  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,35 +148,19 @@ def _distill(folder: Path, teacher: train.TrainResult, say: Say) -> None:
     say(f"  {kept} pseudo-labels on {chosen.manifest.rows_written} of {len(Dataset(pool))} pictures")
 
 
-def _report(
-    config: DemoConfig, folder: Path, runs: dict[str, tuple[train.TrainResult, evaluate.Evaluation]],
-    seconds: dict[str, float],
-) -> str:  # fmt: skip
-    reports = []
-    for name, (result, found) in runs.items():
-        tracker = Tracker(result.tracking_uri, result.tracking_run, name)
-        facts = {"checkpoint": result.checkpoint.rsplit("/", 1)[-1], "MLflow run": result.tracking_run}
-        curves = {curve: tracker.history(curve) for curve in _CURVES}
-        reports.append(
-            RunReport(name, curves, found.box, found.mask, str(folder / "data" / "val"), found.predictions, facts)
-        )
+def _report(config: DemoConfig, folder: Path, seconds: dict[str, float]) -> str:
+    runs = [load_run(str(folder / name), name, str(folder / f"{name}_val")) for name in ("teacher", "student")]
     intro = (
         f"A teacher learned from {config.train} labelled pictures, labelled {config.unlabelled} more by itself, and a "
         f"student learned from both. Measured on {config.val} held-out pictures, with one seed ({config.seed})."
     )
-    return save_report("maskray demo", reports, str(folder / "report.html"), intro, seconds)
+    return save_report("maskray demo", runs, str(folder / "report.html"), intro, seconds)
 
 
-def _summary(
-    folder: Path, runs: dict[str, tuple[train.TrainResult, evaluate.Evaluation]], seconds: dict[str, float]
-) -> None:
+def _summary(folder: Path, found: dict[str, evaluate.Evaluation], seconds: dict[str, float]) -> None:
     body: dict[str, object] = {
-        name: {
-            kind: metrics.numbers()
-            for kind, metrics in (("box", found.box), ("mask", found.mask))
-            if metrics is not None
-        }
-        for name, (_, found) in runs.items()
+        name: {kind: part.numbers() for kind, part in (("box", of.box), ("mask", of.mask)) if part is not None}
+        for name, of in found.items()
     }
     body["seconds"] = seconds
     path = str(folder / "summary.json")
@@ -221,7 +203,6 @@ def run(config: DemoConfig, say: Say) -> DemoResult:
             student = train.run(_training(config, folder, "student", config.student_steps, ("train", "pseudo")))
         with stages.stage("evaluate student", "COCO AP on the same held-out pictures"):
             of_student = _evaluate(config, folder, "student", student)
-    runs = {"teacher": (teacher, of_teacher), "student": (student, of_student)}
-    report = _report(config, folder, runs, stages.seconds)
-    _summary(folder, runs, stages.seconds)
+    report = _report(config, folder, stages.seconds)
+    _summary(folder, {"teacher": of_teacher, "student": of_student}, stages.seconds)
     return DemoResult(of_teacher, of_student, report)

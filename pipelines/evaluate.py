@@ -67,11 +67,13 @@ class Evaluation(NamedTuple):
         box: of the boxes.
         mask: of the masks.
         predictions: URI of the predictions, empty where a results file was measured.
+        data: URI of the data set, empty where a results file was measured.
     """
 
     box: Metrics | None
     mask: Metrics | None
-    predictions: str
+    predictions: str = ""
+    data: str = ""
 
 
 class EvaluationError(ValueError):
@@ -128,7 +130,7 @@ def measure(dataset: Dataset, uri: str) -> Evaluation:
     truth = GroundTruth.from_coco(to_coco(dataset))
     pictures = predictions.all_pictures(uri, manifest)
     rows = [row for picture in pictures for row in predictions.to_results(picture, manifest.classes)]
-    return Evaluation(evaluate(truth, rows, "bbox"), evaluate(truth, rows, "segm"), uri)
+    return Evaluation(evaluate(truth, rows, "bbox"), evaluate(truth, rows, "segm"), uri, dataset.uri)
 
 
 def check_fits(checkpoint: checkpoints.Checkpoint, dataset: Dataset) -> None:
@@ -169,6 +171,25 @@ def run(config: EvaluateConfig) -> Evaluation:
     parts = {name: metrics for name, metrics in (("box", found.box), ("mask", found.mask)) if metrics}
     body: dict[str, Any] = {name: metrics.numbers() for name, metrics in parts.items()}
     body["per_class"] = {name: metrics.per_class for name, metrics in parts.items()}
+    body["data"] = storage.canonical_uri(config.data)
     filesystem, folder = storage.open_uri(config.out)
     commit.write_file(filesystem, storage.join(folder, _FILE_NAME), json.dumps(body, indent=1).encode())
     return found
+
+
+def load(uri: str) -> Evaluation:
+    """What `run` measured and wrote into the folder of the predictions.
+
+    Raises:
+        EvaluationError: there is no finished evaluation, or its file is damaged.
+    """
+    filesystem, folder = storage.open_uri(uri)
+    path = storage.join(folder, _FILE_NAME)
+    if not storage.is_file(filesystem, path):
+        raise EvaluationError(f"{uri} holds no finished evaluation: run `maskray evaluate` with --out {uri}")
+    try:
+        body = json.loads(storage.read_bytes(filesystem, path))
+        box, mask = (Metrics(**body[kind], per_class=body["per_class"][kind]) for kind in ("box", "mask"))
+        return Evaluation(box, mask, uri, str(body["data"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise EvaluationError(f"{path} is damaged ({error}): evaluate again into another --out") from error

@@ -55,6 +55,15 @@ class Job:
         return cls(from_dict(TrainConfig, raw["config"]), classes)
 
 
+METRICS = (
+    "loss/total",
+    *(f"loss/{name}" for name in LOSS_NAMES),
+    "learning_rate",
+    "pictures_per_s",
+    "data_wait_share",
+)
+"""What a worker reports, besides `step` and `epoch`."""
+
 Emit = Callable[[dict[str, float]], None]
 
 

@@ -13,7 +13,7 @@ from pipelines.inference import cut_batches, predict_batch
 from pipelines.manifest import FileInfo
 from pipelines.predictions import PredictionsError, PredictionsManifest
 from pipelines.progress import Progress
-from pipelines.ray_session import ray_session, require_cpus
+from pipelines.ray_session import ray_session, require_cpus, require_gpus
 from pipelines.shard_runner import Row, Workers, run_shards
 
 
@@ -161,6 +161,8 @@ def _label_all(config: PredictConfig, meta: dict[str, Any], missing: list[int]) 
         units = resources.get("GPU", 0) if config.gpu else resources.get("CPU", 1) / config.cpus_per_worker
         count = min(config.workers or max(1, int(units)), len(missing))
         require_cpus(count * config.cpus_per_worker, f"predicting with {count} workers")
+        if config.gpu:
+            require_gpus(count, f"predicting with {count} workers of one GPU")
         workers = Workers(count, config.cpus_per_worker, int(config.gpu))
         for shard, facts in run_shards(lambda: _Labeller(config, meta).label, missing, workers):
             yield shard, (FileInfo(**facts["info"]), facts["pictures"], facts["detections"])

@@ -92,6 +92,21 @@ def require_cpus(number: float, what: str) -> None:
     Raises:
         RayError: the cluster has fewer.
     """
-    have = float(ray.cluster_resources().get("CPU", 0.0))
+    _require("CPU", number, what)
+
+
+def require_gpus(number: float, what: str) -> None:
+    """The same for GPUs.
+
+    Raises:
+        RayError: the cluster has fewer.
+    """
+    _require("GPU", number, what)
+
+
+def _require(kind: str, number: float, what: str) -> None:
+    have = float(ray.cluster_resources().get(kind, 0.0))
     if have < number:
-        raise RayError(f"{what} needs {number:g} CPUs and this Ray cluster has {have:g}: ask for fewer, or add nodes")
+        raise RayError(
+            f"{what} needs {number:g} {kind}s and this Ray cluster has {have:g}: ask for fewer workers, or add nodes"
+        )

@@ -1,28 +1,20 @@
-"""The train command: checks a run against its data, starts the workers with Ray Train, and tracks them."""
+"""The train command: checks a run against its data, claims its folder, and tracks it while the workers train."""
 
 import dataclasses
-import threading
-import time
 from collections.abc import Mapping
 from typing import Any, NamedTuple
-
-import ray
-import torch
 
 from model.settings import override, to_dict
 from pipelines import checkpoints, commit, storage
 from pipelines.config import TrainConfig
 from pipelines.evaluate import Evaluation
-from pipelines.loop import Job, Place, TrainingError, fit
+from pipelines.launch import launch
 from pipelines.manifest import ClassInfo, Manifest
-from pipelines.progress import Progress
-from pipelines.ray_session import ray_session, require_cpus
 from pipelines.tracking import Tracker
 
 _RUN_FILE = "run.json"
 _KIND = "run"
 _FORMAT_VERSION = 1
-_POLL_S = 0.5
 
 
 class RunConflictError(ValueError):
@@ -102,6 +94,23 @@ def _claim(config: TrainConfig, manifests: Mapping[str, Manifest]) -> tuple[str,
     return path, found
 
 
+def tracking_of(run: str) -> tuple[str, str]:
+    """Tracking URI and MLflow run id of a training run.
+
+    Raises:
+        RunConflictError: the folder holds no run, or its file is damaged.
+    """
+    filesystem, folder = storage.open_uri(run)
+    path = storage.join(folder, _RUN_FILE)
+    if not storage.is_file(filesystem, path):
+        raise RunConflictError(f"{run} holds no training run: give the --out of `maskray train`")
+    try:
+        tracking = commit.unsealed(storage.read_bytes(filesystem, path), _KIND, _FORMAT_VERSION)["tracking"]
+        return str(tracking["uri"]), str(tracking["run_id"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunConflictError(f"{path} is damaged or its run never started ({error}): train again") from error
+
+
 def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tuple[ClassInfo, ...]]:
     """Check the run against its data and fit the number of classes to them.
 
@@ -125,73 +134,6 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
                 f"{[info.name for info in classes]}: train on data with the checkpoint's classes, or leave out --init"
             )
     return override(config, "detector.num_classes", len(classes)), manifests, classes
-
-
-class _Inbox:
-    """Collects the workers' metrics until the driver fetches them."""
-
-    def __init__(self) -> None:
-        self._rows: list[dict[str, float]] = []
-
-    def put(self, row: dict[str, float]) -> None:
-        """Take one row."""
-        self._rows.append(row)
-
-    def drain(self) -> list[dict[str, float]]:
-        """Give all rows and forget them."""
-        rows, self._rows = self._rows, []
-        return rows
-
-
-def train_worker(raw: dict[str, Any]) -> str:
-    """One training worker of Ray Train.
-
-    Returns:
-        Why the training cannot go on, or an empty text. Such an end is the same on every worker and on every attempt,
-        so it must not look to Ray like a worker that died, which Ray would start again.
-    """
-    import ray.train.torch
-
-    job = Job.from_dict(raw["job"])
-    context = ray.train.get_context()
-    torch.set_num_threads(job.config.execution.cpus_per_worker)
-    device = ray.train.torch.get_device()
-    place = Place(context.get_world_rank(), context.get_world_size(), device)
-    try:
-        fit(job, place, raw["inbox"].put.remote)
-    except TrainingError as error:
-        return str(error)
-    return ""
-
-
-class _Follower(threading.Thread):
-    """Passes the workers' metrics on to the tracker and to the progress line while Ray Train runs."""
-
-    def __init__(self, inbox: Any, tracker: Tracker, progress: Progress) -> None:
-        super().__init__(daemon=True, name="metrics")
-        self._inbox, self._tracker, self._progress = inbox, tracker, progress
-        self._stop_asked = threading.Event()
-
-    def run(self) -> None:
-        while not self._stop_asked.wait(_POLL_S):
-            self._pass_on()
-        self._pass_on()
-        self._progress.close()
-
-    def _pass_on(self) -> None:
-        try:
-            rows = ray.get(self._inbox.drain.remote(), timeout=30)
-        except ray.exceptions.RayError:
-            return  # the cluster is going down; what ended the training is raised elsewhere
-        for row in rows:
-            step = int(row.pop("step"))
-            self._tracker.metrics(row, step)
-            self._progress.update(step, f"loss {row['loss/total']:.3f}  {row['pictures_per_s']:.1f} pictures/s")
-
-    def finish(self) -> None:
-        """Pass on what is left and stop."""
-        self._stop_asked.set()
-        self.join()
 
 
 def _with_full_places(config: TrainConfig) -> TrainConfig:
@@ -230,7 +172,7 @@ def run(config: TrainConfig) -> TrainResult:
     status = "FAILED"
     try:
         if done < config.optim.steps:
-            _train(config, classes, tracker, done)
+            launch(config, classes, tracker, done)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
@@ -249,54 +191,3 @@ def log_evaluation(result: TrainResult, found: Evaluation, step: int) -> None:
     }
     tracker.metrics(values, step)
     tracker.finish("FINISHED")
-
-
-def _train(config: TrainConfig, classes: tuple[ClassInfo, ...], tracker: Tracker, done: int) -> None:
-    from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
-    from ray.train.torch import TorchTrainer
-
-    execution = config.execution
-    cpus = execution.workers * execution.cpus_per_worker
-    with ray_session(execution.address or None):
-        require_cpus(cpus, f"training with {execution.workers} workers of {execution.cpus_per_worker} CPUs")
-        inbox = ray.remote(num_cpus=0)(_Inbox).remote()
-        follower = _Follower(inbox, tracker, Progress("train", config.optim.steps, "steps", done))
-        job = {"config": to_dict(config), "classes": [dataclasses.asdict(info) for info in classes]}
-        trainer = TorchTrainer(
-            train_worker,
-            train_loop_config={"job": job, "inbox": inbox},
-            scaling_config=ScalingConfig(
-                num_workers=execution.workers,
-                use_gpu=execution.gpu,
-                resources_per_worker={
-                    "CPU": execution.cpus_per_worker,
-                    **({"GPU": 1} if execution.gpu else {}),
-                },
-            ),
-            run_config=RunConfig(
-                # Ray keeps its own state per attempt; what a run continues from are our checkpoints alone.
-                name=f"attempt-{time.time_ns()}",
-                storage_path=f"{config.out}/ray",
-                failure_config=FailureConfig(max_failures=execution.max_failures),
-            ),
-        )
-        follower.start()
-        try:
-            stopped = trainer.fit().return_value
-        except TrainingFailedError as error:
-            raise TrainingError(_reason(error, config.out)) from error
-        finally:
-            follower.finish()
-        if stopped:
-            raise TrainingError(stopped)
-
-
-def _reason(error: BaseException, out: str) -> str:
-    """One line about the first worker that failed."""
-    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "cause", None) or failure
-        lines = str(cause).strip().splitlines() or [""]
-        return f"worker {rank} failed: {type(cause).__name__}: {lines[-1]}; correct it and give the same command again"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"training stopped: {lines[0]}; give the same command again to go on from the last checkpoint in {out}"

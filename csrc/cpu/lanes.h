@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "cpu/simd.h"
+#include "roi_types.h"
 
 namespace maskray {
 
@@ -21,13 +22,6 @@ constexpr int64_t kRegisterBytes = kSimd == Simd::kAvx512 ? 64 : kSimd == Simd::
 template <typename T, int64_t kLanes>
 struct Vector {
   typedef T Type __attribute__((vector_size(sizeof(T) * kLanes)));
-};
-
-struct BFloat16Bits {
-  uint16_t bits;
-};
-struct Float16Bits {
-  uint16_t bits;
 };
 
 template <typename To, typename From>
@@ -84,7 +78,7 @@ struct Conversions {
 template <typename Stored, Simd kSimd>
 struct Numbers {
   static constexpr bool kSixteenBits = sizeof(Stored) == 2;
-  using T = std::conditional_t<kSixteenBits, float, Stored>;
+  using T = Computed<Stored>;
   static constexpr int64_t kLanes = kRegisterBytes<kSimd> / sizeof(T);
   using Lanes = typename Vector<T, kLanes>::Type;
 
@@ -134,9 +128,5 @@ struct Numbers {
     std::memcpy(to, padded, static_cast<size_t>(count) * sizeof(Stored));
   }
 };
-
-/// The type a storage type is computed in.
-template <typename Stored>
-using Computed = typename Numbers<Stored, Simd::kBase>::T;
 
 }  // namespace maskray

@@ -9,6 +9,7 @@
 #include <numeric>
 
 #include "cpu/huge_pages.h"
+#include "cpu/lanes.h"
 #include "cpu/parallel.h"
 #include "cpu/roi_inputs.h"
 #include "cpu/roi_taps.h"

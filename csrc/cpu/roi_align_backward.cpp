@@ -8,6 +8,7 @@
 #include <algorithm>
 
 #include "cpu/huge_pages.h"
+#include "cpu/lanes.h"
 #include "cpu/parallel.h"
 #include "cpu/roi_inputs.h"
 #include "cpu/roi_taps.h"

@@ -1,32 +1,18 @@
-// What the forward and backward pass of RoIAlign share: the RoIs as read and checked, and the choice of a number type.
+// What the forward and backward pass of RoIAlign share on the CPU: the RoIs as read and checked.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
-#include <torch/headeronly/core/ScalarType.h>
 
 #include <cstdint>
 #include <vector>
 
 #include "check.h"
-#include "cpu/lanes.h"
+#include "roi_types.h"
 
 namespace maskray {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-/// Size of one feature map, in memory as [images, height, width, channels].
-struct MapSize {
-  int64_t images, channels, height, width;
-};
-
-/// Settings shared by every RoI.
-struct Pooling {
-  int64_t height, width;  ///< bins
-  int64_t sampling;       ///< samples per bin and axis; 0: one a cell
-  bool aligned;
-};
 
 /// One RoI: which image of which level, and its corners in pixels.
 template <typename T>
@@ -55,23 +41,6 @@ inline std::vector<Roi<T>> read_rois(const Tensor& rois, const Tensor& levels, c
     out[static_cast<size_t>(i)] = {level[i], static_cast<int64_t>(row[0]), row[1], row[2], row[3], row[4]};
   }
   return out;
-}
-
-/// Call f with a value of the storage type of `type`.
-template <typename F>
-inline auto with_storage(ScalarType type, const F& f) {
-  switch (type) {
-    case ScalarType::Double:
-      return f(double{});
-    case ScalarType::BFloat16:
-      return f(BFloat16Bits{});
-    case ScalarType::Half:
-      return f(Float16Bits{});
-    default:
-      check(type == ScalarType::Float, "features have a type RoIAlign cannot compute with: give float32, float64, ",
-            "bfloat16 or float16");
-      return f(float{});
-  }
 }
 
 }  // namespace maskray

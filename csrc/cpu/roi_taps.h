@@ -24,37 +24,23 @@ struct TapLists {
   int64_t longest = 0;  ///< length of the longest list
 };
 
+/// Adds what merge_samples finds to the end of a list.
+template <typename T>
+struct TapSink {
+  std::vector<Tap<T>>& taps;
+  void append(int64_t cell, T weight) { taps.push_back({cell, weight}); }
+  void add(int64_t back, T weight) { taps[taps.size() - 1 - static_cast<size_t>(back)].weight += weight; }
+};
+
 /// Taps of each bin: weights are averaged over the bin's samples, cells appear in the order of the samples.
 template <typename T>
 inline void list_taps(const Axis<T>& axis, int64_t pooled, int64_t size, TapLists<T>& lists) {
   lists.first.assign(1, 0);
   lists.taps.clear();
   lists.longest = 0;
-  // Neighbouring samples share cells, so a cell seen before is among the last few; one missed would only be listed twice.
-  constexpr size_t kLookBack = 3;
-  const auto add = [&lists](int64_t cell, T weight) {
-    const size_t begin = static_cast<size_t>(lists.first.back());
-    const size_t end = lists.taps.size();
-    for (size_t i = end; i > begin && i + kLookBack > end; --i) {
-      if (lists.taps[i - 1].cell == cell) {
-        lists.taps[i - 1].weight += weight;
-        return;
-      }
-    }
-    lists.taps.push_back({cell, weight});
-  };
+  TapSink<T> sink{lists.taps};
   for (int64_t b = 0; b < pooled; ++b) {
-    const SampleRange range = samples_near_map(axis, b, size);
-    for (int64_t i = range.begin; i < range.end; ++i) {
-      Sample<T> sample;
-      if (!sample_cells(sample_position(axis, b, i), size, sample)) {
-        continue;
-      }
-      add(sample.low, T(1) - sample.high_weight);
-      if (sample.high_weight != T(0)) {
-        add(sample.high, sample.high_weight);
-      }
-    }
+    merge_samples(axis, b, size, sink);
     const int64_t begin = lists.first.back();
     const int64_t end = static_cast<int64_t>(lists.taps.size());
     for (int64_t i = begin; i < end; ++i) {

@@ -30,8 +30,9 @@ pipelines.datasets | pipelines.check_instance | pipelines.dataset_writer | pipel
     | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
 pipelines.check | pipelines.loop | pipelines.comparison
 pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
-pipelines.part_files | pipelines.evaluate
+pipelines.part_files | pipelines.evaluate | pipelines.launch
 pipelines.prepare | pipelines.train
+pipelines.run_report
 pipelines.demo
 pipelines.cli
 pipelines.__main__

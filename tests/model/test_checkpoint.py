@@ -74,7 +74,7 @@ DAMAGED = {
 
 @pytest.mark.parametrize("data", DAMAGED.values(), ids=DAMAGED)
 def test_other_bytes_are_refused(data):
-    with pytest.raises(ValueError, match="not a safetensors file .* damaged or of another format"):
+    with pytest.raises(ValueError, match=r"not a safetensors file .* damaged or of another format"):
         from_bytes(data)
 
 

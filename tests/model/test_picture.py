@@ -26,7 +26,8 @@ def peers_hw(height, width, config):
 
 def random_sizes(count):
     rng = np.random.default_rng(0)
-    return [tuple(int(side) for side in np.exp(rng.uniform(np.log(20), np.log(5000), 2))) for _ in range(count)]
+    sizes = np.exp(rng.uniform(np.log(30), np.log(4000), (count, 2))).astype(int)
+    return [(height, width) for height, width in sizes.tolist() if max(height, width) < 100 * min(height, width)]
 
 
 # Sizes whose scale is a hair too small in floating point, so that the short edge misses by one.
@@ -44,7 +45,7 @@ def test_there_are_near_misses():
 
 @pytest.mark.parametrize("config", [FLOOR, PictureConfig(128, 192, rounding=ResizeRounding.FLOOR)], ids=["800", "128"])
 def test_floored_sizes_equal_torchvision_s(config):
-    for height, width in [*random_sizes(400), *NEAR_MISSES, (480, 640), (640, 427), (800, 1333), (1333, 800), (1, 1)]:
+    for height, width in [*random_sizes(60), *NEAR_MISSES, (480, 640), (640, 427), (800, 1333), (1333, 800), (1, 1)]:
         found = resized_hw(height, width, config.short_edge_px, config)
         assert found == peers_hw(height, width, config), (height, width)
 
@@ -81,8 +82,7 @@ def test_resized_pixels_equal_torchvision_s(size, dtype):
     wanted, _ = peer(config).eval().resize(picture.float(), None)
     found = resize(picture.to(dtype), resized_hw(*size, 128, config))
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, wanted, rtol=0, atol=2e-2)  # torchvision's scale is the ratio before rounding
-    assert (found - wanted).abs().mean() < 1e-3
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
 def test_a_picture_of_the_right_size_keeps_its_values():

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18, resnet34, resnet50
+from torchvision.models import resnet18, resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -18,12 +18,12 @@ def small(**changes):
     return BackboneConfig(**{"depth": 18, "stem_channels": 8, "norm": Norm.BATCH, "frozen_stages": 0, **changes})
 
 
-def pictures(height=64, width=96, seed=0):
+def pictures(height=32, width=64, seed=0):
     return torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-@pytest.mark.parametrize("size", [(64, 96), (70, 33)], ids=str)
+@pytest.mark.parametrize("size", [(32, 64), (70, 33)], ids=str)
 def test_maps_have_the_stated_channels_and_strides(depth, size):
     net = ResNet(small(depth=depth)).eval()
     maps = net(pictures(*size))
@@ -53,15 +53,16 @@ def random_statistics(net):
 
 
 @pytest.mark.parametrize("norm", [Norm.BATCH, Norm.FROZEN])
-@pytest.mark.parametrize(("depth", "make"), [(18, resnet18), (34, resnet34), (50, resnet50)], ids=["18", "34", "50"])
+@pytest.mark.parametrize(("depth", "make"), [(18, resnet18), (50, resnet50)], ids=["18", "50"])
 def test_features_equal_torchvision_s_with_the_same_weights(depth, make, norm):
     layer = nn.BatchNorm2d if norm is Norm.BATCH else FrozenBatchNorm2d
     torch.manual_seed(0)
     peer = random_statistics(make(norm_layer=layer)).eval()
-    net = ResNet(BackboneConfig(depth=depth, norm=norm, stride_in=StrideIn.CONV_3X3)).eval()
+    with torch.device("meta"):
+        net = ResNet(BackboneConfig(depth=depth, norm=norm, stride_in=StrideIn.CONV_3X3)).eval()
     # Both list a block's layers in the order they run, so the n-th tensor of one is the n-th of the other.
     theirs = {name: value for name, value in peer.state_dict().items() if not name.startswith("fc.")}
-    net.load_state_dict(dict(zip(net.state_dict(), theirs.values(), strict=True)))
+    net.load_state_dict(dict(zip(net.state_dict(), theirs.values(), strict=True)), assign=True)
     getter = IntermediateLayerGetter(peer, {f"layer{i}": str(i) for i in range(1, 5)})
     with torch.no_grad():
         for ours, wanted in zip(net(pictures()), getter(pictures()).values(), strict=True):
@@ -80,7 +81,7 @@ def test_the_stride_lies_in_the_first_block_of_stages_two_to_four(place, conv):
     for stage in (1, 2, 3):
         wanted |= {f"stages.{stage}.0.conv{conv}", f"stages.{stage}.0.shortcut.conv"}
     assert strided(net) == wanted
-    assert [map_.shape[-2:] for map_ in net(pictures())] == [(16, 24), (8, 12), (4, 6), (2, 3)]
+    assert [map_.shape[-2:] for map_ in net(pictures())] == [(8, 16), (4, 8), (2, 4), (1, 2)]
 
 
 def test_basic_blocks_have_the_stride_in_their_first_convolution_wherever_it_is_asked_for():

@@ -22,7 +22,9 @@ def test_data():
 def prepared(images, annotations, out, rows_per_shard=10):
     """The data set that `maskray prepare coco` makes, shard by shard in this process."""
     index = coco.read_index(str(images), str(annotations))
-    vocabulary = Vocabulary({c.id: n for n, c in enumerate(index.classes)}, tuple(len(c.keypoints) for c in index.classes))
+    vocabulary = Vocabulary(
+        {c.id: n for n, c in enumerate(index.classes)}, tuple(len(c.keypoints) for c in index.classes)
+    )
     parts = source_index.split(index.rows, rows_per_shard, 0, True)
     filesystem, folder = storage.open_uri(str(out))
     part_files.write(filesystem, folder, "f", parts)

@@ -163,6 +163,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path, saved, name):
     files, _ = saved
     target = placed(tmp_path, files) / name
     good = files[name]
+    read = checkpoints.load if name == "checkpoint.json" else read_all
     rng = np.random.default_rng(len(good))
     places = range(len(good)) if name == "checkpoint.json" else {0, 7, 8, len(good) - 1, *rng.integers(0, len(good), 4)}
     for place in places:
@@ -170,10 +171,7 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path, saved, name):
         bad[place] ^= 1 << int(rng.integers(8))
         target.write_bytes(bad)
         with pytest.raises(CheckpointError, match=r"it is damaged.* use another checkpoint"):
-            if name == "checkpoint.json":
-                checkpoints.load(str(tmp_path))
-            else:
-                read_all(str(tmp_path))
+            read(str(tmp_path))
     target.write_bytes(good)
     read_all(str(tmp_path))
 
@@ -204,7 +202,7 @@ def test_another_version_is_named(tmp_path, saved):
     folder = placed(tmp_path, saved[0])
     body = json.loads(saved[0]["checkpoint.json"]) | {"format_version": 2}
     (folder / "checkpoint.json").write_text(json.dumps(body))
-    with pytest.raises(CheckpointError, match="'checkpoint', version 2.* of another version of maskray"):
+    with pytest.raises(CheckpointError, match=r"'checkpoint', version 2.* of another version of maskray"):
         checkpoints.load(str(folder))
 
 

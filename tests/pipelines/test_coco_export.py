@@ -17,7 +17,9 @@ from tests.pipelines.tiny_shards import record, thing, write_dataset
 def fed_back(exported):
     """The objects that are not crowds as results."""
     names = ("image_id", "category_id", "bbox", "segmentation")
-    return [{**{name: row[name] for name in names}, "score": 1.0} for row in exported["annotations"] if not row["iscrowd"]]
+    return [
+        {**{name: row[name] for name in names}, "score": 1.0} for row in exported["annotations"] if not row["iscrowd"]
+    ]
 
 
 @pytest.mark.parametrize("split", ["train2017", "val2017"])
@@ -38,7 +40,7 @@ def test_real_annotations_come_back_and_score_one(tmp_path, split):
     assert json.loads(json.dumps(exported)) == exported
     for kind in ("bbox", "segm"):
         metrics = evaluate(exported, fed_back(exported), kind)
-        assert metrics.AP == pytest.approx(1.0, abs=1e-9)
+        assert pytest.approx(1.0, abs=1e-9) == metrics.AP
         assert min(ap for ap in metrics.per_class.values() if ap >= 0) == pytest.approx(1.0, abs=1e-9)
         # Crowds and small boxes are as in the source: its own judgement of the same results is the same.
         assert evaluate(json.loads(source.read_text()), fed_back(exported), kind) == metrics

@@ -17,7 +17,7 @@ def test_sizes_of_at_least_one(name):
 
 @pytest.mark.parametrize("out", ["s3://bucket/demo", "file:///tmp/demo", ""])
 def test_the_folder_is_local(out):
-    with pytest.raises(ValueError, match="demo writes to a local folder, got .*: give a path"):
+    with pytest.raises(ValueError, match=r"demo writes to a local folder, got .*: give a path"):
         DemoConfig(out=out)
 
 

@@ -48,9 +48,7 @@ def test_the_threshold_keeps_what_the_rule_says():
 
 def test_the_order_of_detections_does_not_matter():
     for scores, wanted, floor, cap in choices():
-        thresholds = {
-            select_class(np.random.default_rng(k).permutation(scores), wanted, floor, cap) for k in range(4)
-        }
+        thresholds = {select_class(np.random.default_rng(k).permutation(scores), wanted, floor, cap) for k in range(4)}
         assert len(thresholds) == 1
 
 
@@ -85,7 +83,9 @@ RECORD = record(7)
 
 
 def test_a_pseudo_record_holds_the_kept_detections():
-    found = detected(RECORD, [(1, 2, 20, 30), (5, 5, 9, 9), (0, 0, 64, 48), (3, 3, 8, 8)], [1, 0, 1, 0], [0.9, 0.8, 0.7, 0.2])
+    found = detected(
+        RECORD, [(1, 2, 20, 30), (5, 5, 9, 9), (0, 0, 64, 48), (3, 3, 8, 8)], [1, 0, 1, 0], [0.9, 0.8, 0.7, 0.2]
+    )
     made = pseudo_record(RECORD, found, np.array([0.5, 0.75]))
     assert [(i.label, i.score, i.box_xyxy) for i in made.instances] == [
         (1, pytest.approx(0.9), (1.0, 2.0, 20.0, 30.0)),
@@ -239,7 +239,7 @@ def test_nothing_kept_is_an_error(plan, tmp_path):
 def test_inputs_that_do_not_belong_together(plan, tmp_path):
     config = plan("a")
     other = pool(tmp_path / "other", (1,))
-    with pytest.raises(DistillError, match="was made on other data than .*: predict on this pool"):
+    with pytest.raises(DistillError, match=r"was made on other data than .*: predict on this pool"):
         distill.run(dataclasses.replace(config, pool=other.uri))
     with pytest.raises(DistillError, match="has no labelled picture: give the data set the detector was trained on"):
         distill.run(dataclasses.replace(config, labelled=config.pool))

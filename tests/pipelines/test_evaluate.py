@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 
-from pipelines import evaluate
+from pipelines import evaluate, masks
 from pipelines.checkpoints import Checkpoint
 from pipelines.coco_metrics import STAT_NAMES
 from pipelines.dataset import Dataset
 from pipelines.evaluate import EvaluateConfig, EvaluationError
 from pipelines.manifest import ClassInfo
+from pipelines.predictions import PicturePrediction
 from tests.pipelines import real_data, tiny_run
 from tests.pipelines.tiny_shards import CLASSES, detected, record, thing, write_dataset, write_predictions
 
@@ -39,15 +40,12 @@ def test_real_truth_as_predictions_is_perfect(tmp_path):
     truth = write_predictions(tmp_path / "p", data, of_the_truth, classes=data.manifest.classes)
     found = evaluate.measure(data, truth)
     # Boxes are float32 here, of annotations in hundredths of a pixel.
-    assert found.box.AP == pytest.approx(1.0, abs=1e-6)
+    assert pytest.approx(1.0, abs=1e-6) == found.box.AP
     assert found.mask.AP == PERFECT
     assert found.predictions == truth
 
 
 def of_the_truth(one):
-    from pipelines import masks
-    from pipelines.predictions import PicturePrediction
-
     things = [i for i in one.instances if not i.crowd]
     rles = [i.rle or masks.polygons_to_rle(i.polygons, one.height, one.width) for i in things]
     return PicturePrediction(
@@ -78,12 +76,12 @@ def half_right(one):
 def test_classes_are_told_apart(data, tmp_path):
     found = evaluate.measure(data, write_predictions(tmp_path / "p", data, half_right))
     assert found.box.per_class == {"dog": PERFECT, "cat & <mouse>": 0.0}
-    assert found.mask.AP == pytest.approx(0.5, abs=1e-9)
+    assert pytest.approx(0.5, abs=1e-9) == found.mask.AP
 
 
 def test_predictions_of_other_data_or_classes_are_refused(data, tmp_path):
     other = write_predictions(tmp_path / "a", data, half_right, dataset="0" * 64)
-    with pytest.raises(EvaluationError, match="were made on other data than .*: predict again"):
+    with pytest.raises(EvaluationError, match=r"were made on other data than .*: predict again"):
         evaluate.measure(data, other)
     other = write_predictions(tmp_path / "b", data, half_right, classes=CLASSES[::-1])
     with pytest.raises(EvaluationError, match=r"knows \['cat & <mouse>', 'dog'\], .* has \['dog', 'cat"):
@@ -102,7 +100,7 @@ def test_a_detector_that_fits_its_data(data):
     "classes", [CLASSES[:1], CLASSES[::-1], (CLASSES[0], ClassInfo(8, *dataclasses.astuple(CLASSES[1])[1:])), ()]
 )
 def test_a_detector_of_other_classes_is_refused(data, classes):
-    with pytest.raises(EvaluationError, match="step-1 has the classes .*: use a checkpoint trained on these classes"):
+    with pytest.raises(EvaluationError, match=r"step-1 has the classes .*: use a checkpoint trained on these classes"):
         evaluate.check_fits(checkpoint(classes), data)
 
 
@@ -169,9 +167,14 @@ def test_the_two_forms(given):
 
 @pytest.mark.parametrize(
     "given",
-    [{}, DETECTOR | FILES, *({k: v for k, v in form.items() if k != gone} for form in (DETECTOR, FILES) for gone in form),
-     DETECTOR | {"results": "r"}, FILES | {"out": "o"}],
-)  # fmt: skip
+    [
+        {},
+        DETECTOR | FILES,
+        *({k: v for k, v in form.items() if k != gone} for form in (DETECTOR, FILES) for gone in form),
+        DETECTOR | {"results": "r"},
+        FILES | {"out": "o"},
+    ],
+)
 def test_any_other_form_is_refused(given):
     listed = ", ".join(f"--{name}" for name in ("checkpoint", "data", "out", "annotations", "results") if name in given)
     with pytest.raises(ValueError, match=f"needs either --checkpoint.*, got {listed or 'none of them'}$"):

@@ -40,14 +40,14 @@ def whole(data, tmp_path_factory):
     return out, rows
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
 def stop_at(step):
     def emit(row):
         if row["step"] == step:
-            raise Stopped
+            raise StoppedError
 
     return emit
 
@@ -98,7 +98,7 @@ def test_reports_and_checkpoints_come_when_they_are_due(data, whole, tmp_path):
 @pytest.mark.parametrize("step", [1, 2, 3, 5])
 def test_an_interrupted_run_ends_where_the_whole_one_does(data, whole, tmp_path, step):
     job = tiny_run.job(tiny_run.config(data, tmp_path))
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         fit(job, CPU, stop_at(step))
     assert folders(tmp_path) == [f"step-{done:08d}" for done in (2, 4) if done < step]
     rows = []
@@ -117,7 +117,7 @@ def test_a_run_interrupted_twice_with_adamw(data, tmp_path):
     jobs = [tiny_run.job(tiny_run.config(data, tmp_path / name, Norm.GROUP, optim)) for name in ("a", "b")]
     fit(jobs[0], CPU, lambda row: None)
     for step in (3, 5):
-        with pytest.raises(Stopped):
+        with pytest.raises(StoppedError):
             fit(jobs[1], CPU, stop_at(step))
     fit(jobs[1], CPU, lambda row: None)
     made = [checkpoints.load(str(tmp_path / name)) for name in ("a", "b")]
@@ -161,7 +161,9 @@ def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path):
     optim = {"learning_rate": 1e18, "warmup_steps": 0, "clip_norm": 0.0, "steps": 9}
     config = tiny_run.config(data, tmp_path, Norm.FROZEN, optim)
     rows = []
-    with pytest.raises(TrainingError, match=r"loss/\w+.* is not finite at step (\d): lower optim\.learning_rate") as caught:
+    with pytest.raises(
+        TrainingError, match=r"loss/\w+.* is not finite at step (\d): lower optim\.learning_rate"
+    ) as caught:
         fit(tiny_run.job(config), CPU, rows.append)
     step = len(rows) + 1
     assert f"at step {step}:" in str(caught.value)
@@ -184,7 +186,9 @@ def test_gradients_are_clipped_to_the_norm(data, tmp_path):
     before = {name: value.detach().clone() for name, value in detector.named_parameters()}
     optimiser = torch.optim.SGD(detector.parameters(), lr=1.0)
     loop.train_step(detector, loop.build_batches(config, CPU)[0], optimiser, config)
-    moved = sum(float((value.detach() - before[name]).double().square().sum()) for name, value in detector.named_parameters())
+    moved = sum(
+        float((value.detach() - before[name]).double().square().sum()) for name, value in detector.named_parameters()
+    )
     assert moved**0.5 == pytest.approx(0.5, rel=1e-3)
 
 

@@ -83,7 +83,7 @@ def test_columns_of_something_else_are_refused(written, tmp_path):
     name = data.manifest.shards[0].file
     content = (tmp_path / "data" / name).read_bytes()
     (tmp_path / "labels" / "other.arrow").write_bytes(content)
-    with pytest.raises(PredictionsError, match="has the columns .*'keypoints'.*, wanted"):
+    with pytest.raises(PredictionsError, match=r"has the columns .*'keypoints'.*, wanted"):
         predictions.read_pictures(uri, FileInfo("other.arrow", len(content), commit.sha256_of(content)))
 
 
@@ -93,7 +93,7 @@ def test_columns_of_something_else_are_refused(written, tmp_path):
 def test_another_manifest_is_refused(written, tmp_path, body):
     _, uri = written
     (tmp_path / "labels" / "manifest.json").write_text(body)
-    with pytest.raises(PredictionsError, match="is no predictions manifest of version 1 .*: predict again"):
+    with pytest.raises(PredictionsError, match=r"is no predictions manifest of version 1 .*: predict again"):
         PredictionsManifest.load(uri)
 
 

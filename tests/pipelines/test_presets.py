@@ -59,5 +59,7 @@ def test_torchvisions_recipe_in_steps():
 
 @pytest.mark.parametrize("name", ["", "mask_rcnn", "MASK_RCNN_R18_FPN_1X"])
 def test_an_unknown_preset_lists_the_known_ones(name):
-    with pytest.raises(ValueError, match=f"unknown preset '{name}': choose one of small_mask_rcnn_r18_fpn, mask_.*list"):
+    with pytest.raises(
+        ValueError, match=f"unknown preset '{name}': choose one of small_mask_rcnn_r18_fpn, mask_.*list"
+    ):
         preset(name)

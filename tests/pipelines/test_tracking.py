@@ -4,6 +4,7 @@ import logging
 import sqlite3
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from model.settings import to_dict
 from pipelines.presets import preset
@@ -25,8 +26,6 @@ def test_names_are_those_of_the_command_line():
 
 
 def test_a_run_and_its_restart_are_one(uri, tmp_path_factory):
-    from mlflow.tracking import MlflowClient
-
     first = Tracker(uri, None, "teacher")
     assert first.run_id
     # More parameters than MLflow takes at once.
@@ -51,8 +50,6 @@ def test_a_run_and_its_restart_are_one(uri, tmp_path_factory):
 
 
 def test_two_trainings_are_two_runs_of_one_experiment(uri):
-    from mlflow.tracking import MlflowClient
-
     made = [Tracker(uri, None, name) for name in ("a", "b")]
     assert made[0].run_id != made[1].run_id
     client = MlflowClient(tracking_uri=uri)

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from model.settings import override, to_dict
+from model.settings import override
 from pipelines import checkpoints, commit, train
 from pipelines.manifest import ClassInfo, ManifestError
 from pipelines.optim import build_optimiser
@@ -42,7 +42,9 @@ def test_the_number_of_classes_follows_the_data(config, data):
     assert resolved == override(config, "detector.num_classes", 2)
 
 
-@pytest.mark.parametrize(("field", "match"), [("train", "training needs --train: give prepared"), ("out", "--out: give a")])
+@pytest.mark.parametrize(
+    ("field", "match"), [("train", "training needs --train: give prepared"), ("out", "--out: give a")]
+)
 def test_what_a_training_cannot_do_without(config, field, match):
     with pytest.raises(ValueError, match=match):
         train.resolve(dataclasses.replace(config, **{field: () if field == "train" else ""}))
@@ -58,7 +60,7 @@ def test_training_sets_must_share_their_classes(config, tmp_path, classes):
     other = other_classes(tmp_path / "other", classes)
     with pytest.raises(RunConflictError, match=r"other has the classes .* must share ids and names"):
         train.resolve(dataclasses.replace(config, train=(*config.train, other.uri)))
-    with pytest.raises(RunConflictError, match="other has other classes than .*: evaluate on matching data"):
+    with pytest.raises(RunConflictError, match=r"other has other classes than .*: evaluate on matching data"):
         train.resolve(dataclasses.replace(config, val=other.uri))
 
 
@@ -81,7 +83,7 @@ def test_initial_weights_must_be_of_the_datas_classes(config, tmp_path):
         folder = str(tmp_path / classes[0].name[:3])
         checkpoints.save(folder, 1, detector, build_optimiser(detector, config.optim), classes)
     assert train.resolve(dataclasses.replace(config, init=str(tmp_path / "dog")))[2] == CLASSES
-    with pytest.raises(RunConflictError, match="has the classes .* leave out --init"):
+    with pytest.raises(RunConflictError, match=r"has the classes .* leave out --init"):
         train.resolve(dataclasses.replace(config, init=str(tmp_path / "cat")))
     with pytest.raises(checkpoints.CheckpointError, match="holds no finished checkpoint"):
         train.resolve(dataclasses.replace(config, init=str(tmp_path / "none")))
@@ -142,7 +144,9 @@ def test_other_data_are_refused(config, data, tmp_path, shards):
 
 def test_many_differences_are_cut_short(config):
     claim(config)
-    wide = dataclasses.replace(config, detector=dataclasses.replace(config.detector, **to_wide(config.detector)), seed=9)
+    wide = dataclasses.replace(
+        config, detector=dataclasses.replace(config.detector, **to_wide(config.detector)), seed=9
+    )
     with pytest.raises(RunConflictError, match=r"; .*; .*; .*; .* \.\.\.\): repeat its command"):
         claim(wide)
 
