@@ -46,7 +46,8 @@ def test_what_lies_in_the_padding_does_not_matter():
 
 
 def test_thirty_steps_on_one_batch_halve_the_loss():
-    detector = tiny_detector()
+    wider = {"backbone.stem_channels": 16, "fpn_channels": 32, "box.channels": 64, "mask.channels": 32}
+    detector = tiny_detector(**wider)
     batch = tiny_batch(0)
     optimiser = torch.optim.Adam(detector.parameters(), lr=3e-3)
     totals = []

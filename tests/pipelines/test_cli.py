@@ -28,6 +28,7 @@ FORMS = [
     "evaluate",
     "predict",
     "distill",
+    "report",
 ]
 
 
@@ -102,7 +103,7 @@ def test_commands_of_two_words_list_the_second(command, choices, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("fly", "needs a command, got 'fly': one of demo, prepare, inspect, train, evaluate, predict, distill, list"),
+        ("fly", f"needs a command, got 'fly': one of {', '.join(cli.COMMANDS)}"),
         ("train", "train needs a preset, got none: one of small_mask_rcnn_r18_fpn, .*"),
         ("train resnet", "train needs a preset, got 'resnet': one of .*"),
         ("prepare lvis", "prepare needs a source, got 'lvis': one of coco, images"),

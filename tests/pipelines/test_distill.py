@@ -230,6 +230,18 @@ def test_the_account_is_that_of_the_data_at_scores_on_the_floor(plan, floor):
     assert written == sum(row.kept for row in result.selection) == result.manifest.instances_kept
 
 
+def test_detections_without_a_pixel_do_not_count(plan):
+    """They would take a place among the wanted that nothing is written for."""
+
+    def one_of_them_empty(one):
+        return detected(one, [(4, 4, 4, 9), (2, 2, 12, 12)], scores=[0.99, 0.9])
+
+    config = plan("a", found=one_of_them_empty)
+    selection = distill.run(config).selection
+    assert (selection[0].found, selection[0].kept) == (7, 7)
+    assert all(len(found) == 1 for found in instances_by_picture(config).values())
+
+
 def test_nothing_kept_is_an_error(plan, tmp_path):
     with pytest.raises(DistillError, match=r"no detection reached its threshold \(floor 0\.99.*lower --min-score"):
         distill.run(plan("a", min_score=0.99))

@@ -247,6 +247,7 @@ def test_two_workers_have_the_same_weights_and_save_them_once(of_two):
     assert folders(folder / "run") == ["step-00000002", "step-00000003"]
     assert [row["step"] for row in left["rows"]] == [1, 2, 3]
     assert right["rows"] == []
+    assert (left["saves"], right["saves"]) == ([2, 3], [])
 
 
 def test_two_workers_are_one(of_two, tmp_path):

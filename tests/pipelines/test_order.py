@@ -95,6 +95,12 @@ def test_epochs_and_seeds_differ():
     assert len(orders) == 18
 
 
+def test_with_a_window_the_shards_come_in_another_order_each_epoch():
+    owner = np.repeat(np.arange(5), 4)
+    firsts = {int(owner[epoch_permutation([4] * 5, 0, epoch, 1)[0]]) for epoch in range(60)}
+    assert firsts == set(range(5))
+
+
 def test_a_full_shuffle_is_even():
     """Each sample is as likely in each place as in any other."""
     places = np.array([np.argsort(epoch_permutation([3, 1, 2], 0, epoch, None)) for epoch in range(3000)])

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from model.settings import override
-from pipelines import checkpoints, commit, train
+from pipelines import checkpoints, commit, launch, train
 from pipelines.manifest import ClassInfo, ManifestError
 from pipelines.optim import build_optimiser
 from pipelines.storage import canonical_uri
@@ -195,7 +195,7 @@ def test_paths_are_written_out_for_workers_elsewhere(config, tmp_path, monkeypat
 
 
 def test_the_inbox_gives_each_row_once():
-    inbox = train._Inbox()
+    inbox = launch._Inbox()
     inbox.put({"step": 1.0})
     inbox.put({"step": 2.0})
     assert inbox.drain() == [{"step": 1.0}, {"step": 2.0}]

@@ -89,6 +89,18 @@ def test_a_flipped_outline_is_the_mirrored_one_but_for_its_border():
     assert abs(int(made.sum()) - int(l_bitmap().sum())) < 0.1 * l_bitmap().sum()
 
 
+def test_flipping_shifts_outlines_by_no_part_of_a_pixel():
+    """Over many triangles the rounding of borders cancels out."""
+    shifts = []
+    for seed in range(40):
+        ring = np.random.default_rng(seed).uniform([2, 2], [58, 38], (3, 2)).ravel()
+        source = one(polygons=(ring,))
+        kept, flipped = (transform(source, SAME, how, rng()).masks[0] for how in (KEPT, FLIPPED))
+        columns = [np.nonzero(full(crop, (40, 60)))[1].mean() + 0.5 for crop in (kept, flipped)]
+        shifts.append(60 - columns[0] - columns[1])
+    assert abs(np.mean(shifts)) < 0.25
+
+
 @pytest.mark.parametrize("kind", ["polygons", "rle"])
 @pytest.mark.parametrize("flip", [KEPT, FLIPPED])
 @pytest.mark.parametrize("short", [20, 40, 80, 120])

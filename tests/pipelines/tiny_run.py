@@ -18,7 +18,7 @@ from model.config import (
     PoolerConfig,
     RpnConfig,
 )
-from pipelines import loop
+from pipelines import checkpoints, loop
 from pipelines.config import ExecutionConfig, TrainConfig
 from pipelines.dataset import Dataset
 from pipelines.loop import Job, Place
@@ -91,18 +91,23 @@ def build(norm=Norm.BATCH, seed=0, **changes):
 
 def fit_as_one_of_two(rank, run_config, folder):
     """One of two gloo workers; leaves its weights in the folder."""
-    built = []
+    built, saves = [], []
+    save = checkpoints.save
+
+    def save_and_count(run, step, *rest):
+        saves.append(step)
+        return save(run, step, *rest)
 
     def build_and_keep(detector):
         built.append(build_detector(detector))
         return built[-1]
 
-    loop.build_detector = build_and_keep
+    loop.build_detector, checkpoints.save = build_and_keep, save_and_count
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
         rows = []
         loop.fit(job(run_config), Place(rank, 2, torch.device("cpu")), rows.append)
-        torch.save({"state": built[0].state_dict(), "rows": rows}, f"{folder}/rank{rank}.pt")
+        torch.save({"state": built[0].state_dict(), "rows": rows, "saves": saves}, f"{folder}/rank{rank}.pt")
     finally:
         dist.destroy_process_group()
