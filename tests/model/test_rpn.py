@@ -101,7 +101,12 @@ def test_proposals_are_sorted_inside_the_picture_and_of_fixed_shape(training, se
 def test_proposals_are_as_many_as_there_are_anchors_at_most():
     rpn = build(pre_nms_train=10_000, post_nms_train=10_000)
     output = random_output(rpn)
-    assert rpn.proposals(output, SIZES).valid.shape == (3, sum(len(a) for a in output.anchors))
+    found = rpn.proposals(output, SIZES)
+    assert found.valid.shape == (3, sum(len(a) for a in output.anchors))
+    # What was suppressed or is too small is padding.
+    assert not found.valid.all(dim=1).any()
+    assert not found.boxes[~found.valid].any()
+    assert not found.scores[~found.valid].any()
 
 
 def test_no_two_proposals_of_a_level_overlap_more_than_allowed():

@@ -236,3 +236,11 @@ def test_a_file_of_another_sort_is_named():
 def test_an_unknown_kind_is_named():
     with pytest.raises(ValueError, match="no COCO metric of kind 'keypoints': choose bbox or segm"):
         evaluate(truth(), [], "keypoints")
+
+
+@pytest.mark.parametrize("part", ["images", "categories"])
+def test_an_image_or_category_without_id_is_named(part):
+    truth = {"images": [{"id": 1, "height": 4, "width": 4}], "annotations": [], "categories": [{"id": 1, "name": "a"}]}
+    del truth[part][0]["id"]
+    with pytest.raises(ValueError, match="wanted id, height and width of images"):
+        GroundTruth.from_coco(truth)
