@@ -98,8 +98,9 @@ class GroundTruth:
             sizes = {int(row["id"]): (int(row["height"]), int(row["width"])) for row in source["images"]}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"the ground truth's images or categories lack a field or hold a bad one ({type(error).__name__}: {error}), "
-                "wanted id, height and width of images, id and name of categories: correct the COCO instances file"
+                "the ground truth's images or categories lack a field or hold a bad one "
+                f"({type(error).__name__}: {error}), wanted id, height and width of images, id and name of categories: "
+                "correct the COCO instances file"
             ) from error
         truth = cls(classes, sizes, tuple(source["annotations"]))
         for position, row in enumerate(truth.annotations):
