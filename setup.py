@@ -23,7 +23,7 @@ DEFAULT_ARCHS = "8.0 8.6 8.9 9.0 10.0 12.0+PTX"
 DEFINES = ["-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030A0000"]
 # Bits must not depend on the SIMD variant: no -ffast-math, no contraction into fused multiply-adds.
 EXACT = ["-fno-math-errno", "-ffp-contract=off"]
-# Kernels keep their assertions (an index out of range stops the device); USE_CUDA opens the CUDA part of torch's C interface.
+# Kernels keep their assertions (an index out of range stops the device); USE_CUDA opens torch's C interface to CUDA.
 NVCC_FLAGS = ["-std=c++17", "-O3", "-fmad=false", "-UNDEBUG", "-DUSE_CUDA", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
 
 
