@@ -9,7 +9,7 @@ SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 # The constraints are the tested versions; nuscenes-devkit in [test] holds numpy below 2 where it can be installed.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test soak lint install prerequisites clean
+.PHONY: demo test soak lint install sanitize wheel-check prerequisites clean
 
 demo: $(STAMP)
 	$(BIN)/maskray demo --out $(DEMO_OUT)
@@ -26,6 +26,18 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 install: $(STAMP)
+
+# The operators' tests and 10,000 random geometries on a build of its own that checks every access and every shift (GCC).
+SANITIZE := build/sanitize
+SANITIZERS = $(shell $(CXX) -print-file-name=libasan.so) $(shell $(CXX) -print-file-name=libubsan.so)
+sanitize: $(STAMP)
+	MASKRAY_SANITIZE=1 MASKRAY_CUDA=0 $(BIN)/python setup.py --quiet build_ext --build-lib $(SANITIZE) --build-temp $(SANITIZE)/temp
+	LD_PRELOAD="$(SANITIZERS)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 \
+		$(BIN)/python -m pytest tests/model/ops -m "not gpu" -o "pythonpath=$(SANITIZE) ." $(PYTEST_ARGS)
+
+# One wheel, tested under the oldest torch it serves and under the newest.
+wheel-check: $(STAMP)
+	PYTHON=$(PYTHON) .ci/wheel
 
 prerequisites:
 	@command -v $(PYTHON) >/dev/null || { echo "maskray needs Python >= 3.10, found no '$(PYTHON)': install it, or run make PYTHON=/path/to/python" >&2; exit 1; }

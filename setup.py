@@ -33,9 +33,10 @@ def sources(folder: str, suffix: str) -> list[str]:
 
 
 def nvcc() -> str | None:
-    """Path of nvcc, if CUDA is wanted and found."""
+    """Path of nvcc, if CUDA is wanted, has sources, and nvcc is found."""
+    wanted = os.environ.get("MASKRAY_CUDA", "1") != "0" and bool(sources("cuda", ".cu"))
     found = Path(CUDA_HOME or "/nowhere") / "bin" / "nvcc"
-    return str(found) if os.environ.get("MASKRAY_CUDA", "1") != "0" and found.exists() else None
+    return str(found) if wanted and found.exists() else None
 
 
 def architecture_flags(compiler: str) -> list[str]:
@@ -76,9 +77,8 @@ class BuildOperators(BuildExtension):
 
     def build_extension(self, ext: Extension) -> None:
         compiler = nvcc()
-        cuda_files = sources("cuda", ".cu")
-        if compiler is not None and cuda_files:
-            ext.extra_objects = [*ext.extra_objects, *self.compile_cuda(compiler, cuda_files)]
+        if compiler is not None:
+            ext.extra_objects = [*ext.extra_objects, *self.compile_cuda(compiler, sources("cuda", ".cu"))]
         super().build_extension(ext)
 
     def compile_cuda(self, compiler: str, files: list[str]) -> list[str]:

@@ -1,6 +1,6 @@
 """One table: the compiled operators beside torchvision and pycocotools, same input, same process, taking turns.
 
-    python benchmarks/ops.py [--threads 1] [--rounds 9] [--only roi_align]
+    PYTHONPATH=. python benchmarks/ops.py [--threads 1] [--rounds 9] [--only roi_align] [--device cuda]
 
 Times are medians in milliseconds. "bound" is the least time the memory needs for the bytes that must move, at the
 bandwidth measured in the same run (a sum over a large tensor, read only).
@@ -35,13 +35,21 @@ class Case(NamedTuple):
     num_bytes: int = 0
 
 
+def wait_for_device() -> None:
+    """Until everything asked of the GPU so far is done."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
+
+
 def median_ms(functions: list[Callable[[], object]], rounds: int) -> list[float]:
     """Median of each function's times, the functions taking turns."""
     times: list[list[float]] = [[] for _ in functions]
     for i in range(rounds + 1):
         for function, spent in zip(functions, times, strict=True):
+            wait_for_device()
             start = time.perf_counter()
             result = function()
+            wait_for_device()
             if i > 0:  # the first turn warms up
                 spent.append((time.perf_counter() - start) * 1e3)
             del result
@@ -66,17 +74,18 @@ def touched_cells(rois: torch.Tensor) -> int:
     return int(seen.sum())
 
 
-def roi_align_cases(dtype: torch.dtype = torch.float32) -> list[Case]:
+def roi_align_cases(device: str, dtype: torch.dtype = torch.float32) -> list[Case]:
     """Forward, and forward with backward, each side in the memory layout it is made for."""
-    nchw = torch.randn(IMAGES, CHANNELS, HEIGHT, WIDTH).to(dtype)
+    nchw = torch.randn(IMAGES, CHANNELS, HEIGHT, WIDTH).to(device, dtype)
     nhwc = nchw.contiguous(memory_format=torch.channels_last)
     cases = []
     for count, size in ((512, 7), (128, 14)):
-        rois = random_rois(count)
+        rois = random_rois(count).to(device)
         for sampling, aligned in ((2, False), (0, True)):
             settings = (size, 1 / STRIDE, sampling, aligned)
             kind = f"{count} RoIs {size}x{size}, {'sampling 2' if sampling else 'adaptive, aligned'}"
-            grad = torch.randn(count, CHANNELS, size, size).to(dtype)
+            kind += ", bfloat16" if dtype == torch.bfloat16 else ""
+            grad = torch.randn(count, CHANNELS, size, size).to(device, dtype)
             ours_grad = grad.contiguous(memory_format=torch.channels_last)
 
             def ours(rois: torch.Tensor = rois, settings: tuple = settings) -> torch.Tensor:
@@ -98,28 +107,53 @@ def roi_align_cases(dtype: torch.dtype = torch.float32) -> list[Case]:
                 pooled = torchvision.ops.roi_align(maps, rois.to(dtype), *settings)
                 return torch.autograd.grad(pooled, maps, grad)[0]
 
-            once = (touched_cells(rois) * CHANNELS + grad.numel()) * nchw.element_size()
+            once = (touched_cells(rois.cpu()) * CHANNELS + grad.numel()) * nchw.element_size()
             whole = nchw.numel() * nchw.element_size()
             cases.append(Case(f"roi_align forward, {kind}", ours, theirs, once))
             cases.append(Case(f"roi_align forward + backward, {kind}", ours_both, theirs_both, 2 * once + whole))
     return cases
 
 
-def pyramid_cases() -> list[Case]:
+def gradient_cases(device: str) -> list[Case]:
+    """The backward pass alone, and the part of it that writes a fresh gradient of zeros (no RoIs)."""
+    rois = random_rois(512).to(device)
+    grad = torch.randn(512, CHANNELS, 7, 7, device=device)
+    ours_grad = grad.contiguous(memory_format=torch.channels_last)
+    size = (IMAGES, CHANNELS, HEIGHT, WIDTH)
+    cases = []
+    for count, name in ((512, "roi_align backward alone, 512 RoIs 7x7, sampling 2"), (0, "  of that the fill")):
+        levels = torch.zeros(count, dtype=torch.int64, device=device)
+
+        def ours(count: int = count, levels: torch.Tensor = levels) -> object:
+            settings = (list(size), [1 / STRIDE], 2, False)
+            return torch.ops.maskray.roi_align_backward(ours_grad[:count], rois[:count], levels, *settings)
+
+        def theirs(count: int = count) -> object:
+            operator = torch.ops.torchvision._roi_align_backward
+            return operator(grad[:count], rois[:count], 1 / STRIDE, 7, 7, *size, 2, False)
+
+        moved = grad[:count].numel() + size[0] * size[1] * size[2] * size[3]
+        cases.append(Case(name, ours, theirs, moved * 4))
+    return cases
+
+
+def pyramid_cases(device: str) -> list[Case]:
     """Four levels in one call beside four calls that split the RoIs and put the results together."""
     maps = [
-        torch.randn(IMAGES, CHANNELS, HEIGHT >> i, WIDTH >> i).contiguous(memory_format=torch.channels_last)
+        torch.randn(IMAGES, CHANNELS, HEIGHT >> i, WIDTH >> i, device=device).contiguous(
+            memory_format=torch.channels_last
+        )
         for i in range(4)
     ]
     scales = [1 / (STRIDE << i) for i in range(4)]
-    rois = random_rois(512)
-    levels = torch.randint(0, 4, (512,), generator=torch.Generator().manual_seed(2))
+    rois = random_rois(512).to(device)
+    levels = torch.randint(0, 4, (512,), generator=torch.Generator().manual_seed(2)).to(device)
 
     def one_call() -> torch.Tensor:
         return pyramid_roi_align(maps, rois, levels, 7, scales, 2, aligned=False)
 
     def four_calls() -> torch.Tensor:
-        out = torch.empty(512, CHANNELS, 7, 7).contiguous(memory_format=torch.channels_last)
+        out = torch.empty(512, CHANNELS, 7, 7, device=device).contiguous(memory_format=torch.channels_last)
         for i, (map_, scale) in enumerate(zip(maps, scales, strict=True)):
             (index,) = torch.nonzero(levels == i, as_tuple=True)
             out[index] = roi_align(map_, rois[index], 7, scale, 2, aligned=False)
@@ -128,7 +162,7 @@ def pyramid_cases() -> list[Case]:
     return [Case("pyramid of 4 levels, 512 RoIs 7x7 (beside our four calls)", one_call, four_calls)]
 
 
-def nms_cases() -> list[Case]:
+def nms_cases(device: str) -> list[Case]:
     """Two images; dense candidates in one group, five levels, and few valid among many."""
     cases = []
     for groups, count, valid_count in ((1, 4000, 4000), (5, 5000, 5000), (80, 80000, 400)):
@@ -140,7 +174,7 @@ def nms_cases() -> list[Case]:
         group = torch.randint(0, groups, (IMAGES, count), generator=generator)
         valid = torch.zeros(IMAGES, count, dtype=torch.bool)
         valid[:, torch.randperm(count, generator=generator)[:valid_count]] = True
-        inputs = (boxes, scores, group, valid)
+        inputs = tuple(tensor.to(device) for tensor in (boxes, scores, group, valid))
 
         def ours(inputs: tuple = inputs) -> torch.Tensor:
             return nms(*inputs, 0.5)
@@ -156,8 +190,8 @@ def nms_cases() -> list[Case]:
     return cases
 
 
-def mask_cases() -> list[Case]:
-    """Targets of 128 RoIs from 20 masks, and run lengths of 100 detections in a 640 x 480 picture."""
+def mask_cases(device: str) -> list[Case]:
+    """Targets of 128 RoIs from 20 masks, and run lengths."""
     generator = torch.Generator().manual_seed(5)
     height, width, num_masks = 800, 1067, 20
     y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
@@ -175,6 +209,8 @@ def mask_cases() -> list[Case]:
     index = torch.randint(0, num_masks, (128,), generator=generator)
     shift = torch.randn(128, 4, generator=generator) * 8
     rois = torch.cat([low, high], 1)[index] + shift
+    data, offsets, extents, masks = (tensor.to(device) for tensor in (data, offsets, extents, masks))
+    rois, index = rois.to(device), index.to(device)
 
     def ours() -> torch.Tensor:
         return mask_targets(data, offsets, extents, rois, index, 28, aligned=False, binarise=False)
@@ -183,6 +219,11 @@ def mask_cases() -> list[Case]:
         return project_masks_on_boxes(masks, rois, index, 28)
 
     cases = [Case("mask_targets, 128 RoIs 28x28, 20 masks 800x1067", ours, theirs)]
+    return cases if device == "cuda" else [*cases, run_length_case(generator)]  # run lengths are made on the CPU
+
+
+def run_length_case(generator: torch.Generator) -> Case:
+    """Run lengths of 100 detections in a 640 x 480 picture, beside a paste and an encoding."""
     coarse = torch.rand(100, 1, 7, 7, generator=generator)
     probs = torch.nn.functional.interpolate(coarse, (28, 28), mode="bilinear")[:, 0]
     centre = torch.rand(100, 2, generator=generator) * torch.tensor([640, 480])
@@ -197,13 +238,12 @@ def mask_cases() -> list[Case]:
         pasted = paste_masks_in_image(probs[:, None], boxes, (480, 640))[:, 0] > 0.5
         return coco_mask.encode(np.asfortranarray(pasted.numpy().transpose(1, 2, 0).astype(np.uint8)))
 
-    cases.append(Case("mask_rle, 100 detections at 640x480 (beside paste + encode)", ours_runs, theirs_runs))
-    return cases
+    return Case("mask_rle, 100 detections at 640x480 (beside paste + encode)", ours_runs, theirs_runs)
 
 
-def bandwidth() -> float:
-    """Bytes a millisecond of a read-only pass over 256 MB."""
-    data = torch.ones(64 << 20)
+def bandwidth(device: str) -> float:
+    """Bytes a millisecond of a read-only pass over 256 MB, on a GPU over 4 GB."""
+    data = torch.ones((64 if device == "cpu" else 1024) << 20, device=device)
     (spent,) = median_ms([data.sum], 9)
     return data.numel() * 4 / spent
 
@@ -214,12 +254,21 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--only", default="", help="run the cases whose name contains this")
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    groups = {"roi_align": roi_align_cases, "pyramid": pyramid_cases, "nms": nms_cases, "mask": mask_cases}
-    rate = bandwidth()
+    groups: dict[str, Callable[[str], list[Case]]] = {
+        "roi_align": roi_align_cases,
+        "bfloat16": lambda device: roi_align_cases(device, torch.bfloat16) if device == "cuda" else [],
+        "gradient": gradient_cases,
+        "pyramid": pyramid_cases,
+        "nms": nms_cases,
+        "mask": mask_cases,
+    }
+    rate = bandwidth(args.device)
     variant = ("base", "AVX2", "AVX-512")[torch.ops.maskray.simd_variants() - 1]
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {args.threads} thread(s), {variant}")
+    machine = f"{args.threads} thread(s), {variant}" if args.device == "cpu" else torch.cuda.get_device_name()
+    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {machine}")
     print(f"memory read {rate / 1e6:.1f} GB/s, load before the run {os.getloadavg()[0]:.1f}\n")
     print(
         f"| {'case':72} | ours ms | peer ms | ratio | bound ms |\n|{'-' * 74}|---------|---------|-------|----------|"
@@ -227,7 +276,7 @@ def main() -> None:
     for prefix, build in groups.items():
         if args.only and not args.only.startswith(prefix):
             continue
-        for case in build():
+        for case in build(args.device):
             ours, theirs = median_ms([case.ours, case.theirs], args.rounds)
             bound = f"{case.num_bytes / rate:8.1f}" if case.num_bytes else " " * 8
             print(f"| {case.name:72} | {ours:7.2f} | {theirs:7.2f} | {theirs / ours:5.1f} | {bound} |", flush=True)

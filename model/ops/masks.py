@@ -59,7 +59,8 @@ def mask_targets(
 
     Raises:
         ValueError: A shape, type or device does not fit, a crop reaches out of its data or picture, or an
-            index is out of range.
+            index is out of range. On CUDA, where looking at the data would mean waiting, a wrong crop or index
+            stops the device with an assertion that names it.
     """
     if data.dtype != torch.uint8 or data.dim() != 1:
         raise ValueError(f"mask data is {data.dtype} {list(data.shape)}, wanted uint8 [S] of 0 and 1")
@@ -76,6 +77,11 @@ def mask_targets(
         raise ValueError(
             f"mask targets got rois {list(rois.shape)}, crop_index {list(crop_index.shape)} and size "
             f"{size}, wanted [R, 4], [R] and at least 1"
+        )
+    if any(tensor.device != data.device for tensor in (offsets, extents, rois, crop_index)):
+        raise ValueError(
+            f"mask targets got data on {data.device}, offsets on {offsets.device}, extents on {extents.device}, rois "
+            f"on {rois.device} and crop_index on {crop_index.device}: move them to one device"
         )
     extension.check_device("mask data", data)
     operator = torch.ops.maskray.mask_targets
@@ -98,7 +104,8 @@ def mask_rle(probs: Tensor, boxes: Tensor, sizes_hw: Tensor, threshold: float = 
     belongs to the mask if its probability is at least the threshold. It covers the whole picture, as those
     two do on a GPU; on a CPU they stop one pixel outside the box, which at a threshold of 0.5 or more changes
     nothing. ``padded=True`` is torchvision's: map padded by one cell, box grown and cut to whole pixels,
-    bilinear resize, above the threshold. Runs on the CPU: move the inputs there first.
+    bilinear resize, above the threshold. Run lengths are made on the CPU: inputs on a GPU are copied there, M x M
+    numbers a detection, and that waits for them.
 
     Args:
         probs: Probabilities, [D, M, M], 0..1.
@@ -108,7 +115,7 @@ def mask_rle(probs: Tensor, boxes: Tensor, sizes_hw: Tensor, threshold: float = 
         padded: Which paste rule.
 
     Returns:
-        Strings, areas and tight boxes. A box with NaN gives an empty mask, and so does one without extent,
+        Strings, areas and tight boxes, on the CPU. A box with NaN gives an empty mask, and so does one without extent,
         unless torchvision's rule rounds it to a pixel.
 
     Raises:
@@ -124,14 +131,14 @@ def mask_rle(probs: Tensor, boxes: Tensor, sizes_hw: Tensor, threshold: float = 
         )
     if not 0.0 < threshold < 1.0:
         raise ValueError(f"mask_rle got threshold {threshold}, wanted a number strictly between 0 and 1")
-    for name, tensor in (("probs", probs), ("boxes", boxes), ("sizes_hw", sizes_hw)):
-        if tensor.device.type != "cpu":
-            raise ValueError(
-                f"mask_rle got {name} on {tensor.device}, run lengths are made on the CPU: call .cpu() first"
-            )
     operator = torch.ops.maskray.mask_rle
     joined, ends, areas, tight = extension.call(
-        operator, probs.detach().float(), boxes.detach().float(), sizes_hw, float(threshold), padded
+        operator,
+        probs.detach().float().cpu(),
+        boxes.detach().float().cpu(),
+        sizes_hw.cpu(),
+        float(threshold),
+        padded,
     )
     text = joined.numpy().tobytes()
     bounds = [0, *ends.tolist()]

@@ -4,12 +4,15 @@ R RoIs, C channels, N images, L levels.  RoIs are rows (image index, x1, y1, x2,
 """
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
 
 from model.ops import extension
+
+Mode = Literal["average", "max"]
+"""What becomes of the samples of a bin."""
 
 FEATURE_TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -23,6 +26,7 @@ def roi_align(
     spatial_scale: float = 1.0,
     sampling_ratio: int = 0,
     aligned: bool = True,
+    mode: Mode = "average",
 ) -> Tensor:
     """Average of bilinear samples in each bin of each RoI, as ``torchvision.ops.roi_align`` defines it.
 
@@ -35,16 +39,19 @@ def roi_align(
         sampling_ratio: Samples per bin along each axis; 0: as many as the bin has cells, rounded up.
         aligned: Shift by half a cell, so that a pixel's centre lies at .5; False also makes an RoI at least
             one cell wide and high, as torchvision does by default.
+        mode: "average", or "max": the largest sample of each bin, with a fixed ``sampling_ratio`` only; its
+            gradient goes to that sample, in equal parts where several are largest.
 
     Returns:
         [R, C, h, w] in the type of ``features``, channels-last memory. Samples more than one cell outside the
         map count as 0, as do RoIs with NaN.
 
     Raises:
-        ValueError: A shape, type or device does not fit, or an image index is out of range.
+        ValueError: A shape, type or device does not fit, or an image index is out of range. On CUDA, where looking
+            at the RoIs would mean waiting, a wrong index stops the device with an assertion that names it.
     """
     levels = torch.zeros(rois.shape[:1], dtype=torch.int64, device=rois.device)
-    return pyramid_roi_align([features], rois, levels, output_size, [spatial_scale], sampling_ratio, aligned)
+    return pyramid_roi_align([features], rois, levels, output_size, [spatial_scale], sampling_ratio, aligned, mode)
 
 
 def pyramid_roi_align(
@@ -55,6 +62,7 @@ def pyramid_roi_align(
     spatial_scales: Sequence[float],
     sampling_ratio: int = 0,
     aligned: bool = True,
+    mode: Mode = "average",
 ) -> Tensor:
     """RoIAlign in one call over a pyramid, each RoI on the level named for it.
 
@@ -66,12 +74,14 @@ def pyramid_roi_align(
         spatial_scales: Cells per pixel, one number a level.
         sampling_ratio: Samples per bin along each axis; 0: as many as the bin has cells, rounded up.
         aligned: As for :func:`roi_align`.
+        mode: As for :func:`roi_align`.
 
     Returns:
         [R, C, h, w] in the type of the features, channels-last memory.
 
     Raises:
-        ValueError: A shape, type or device does not fit, or an image or level index is out of range.
+        ValueError: A shape, type or device does not fit, or an image or level index is out of range; on CUDA as for
+            :func:`roi_align`.
     """
     _check(features, rois, levels, spatial_scales)
     height, width = (output_size, output_size) if isinstance(output_size, int) else output_size
@@ -80,6 +90,8 @@ def pyramid_roi_align(
             f"RoIAlign with output_size {(height, width)} and sampling_ratio {sampling_ratio}: wanted at "
             "least 1 bin along each axis, and a sampling ratio of 0 (adaptive) or more"
         )
+    if mode == "max":
+        return _max_of_samples(features, rois, levels, (height, width), spatial_scales, sampling_ratio, aligned)
     precision = torch.float64 if features[0].dtype == torch.float64 else torch.float32
     pooled = extension.call(
         torch.ops.maskray.roi_align,
@@ -93,6 +105,61 @@ def pyramid_roi_align(
         aligned,
     )
     return cast(Tensor, pooled)
+
+
+def roi_warp(
+    features: Tensor,
+    rois: Tensor,
+    output_size: int | tuple[int, int],
+    spatial_scale: float = 1.0,
+    sampling_ratio: int = 2,
+    mode: Mode = "average",
+) -> Tensor:
+    """RoIWarp, of the paper's ablation: RoIAlign of RoIs whose corners are rounded to whole cells.
+
+    Corners go to the nearest cell (halves away from zero), as in MNC, and the samples then lie where
+    :func:`roi_align` with ``aligned=False`` puts them.
+
+    Args:
+        features: [N, C, H, W], float32, float64, bfloat16 or float16.
+        rois: [R, 5], image index in 0..N-1, then x1, y1, x2, y2 in pixels of the picture.
+        output_size: Bins along y and x; one number for both.
+        spatial_scale: Cells of the map per pixel of the picture, e.g. 1/16.
+        sampling_ratio: Samples per bin along each axis; 0 (adaptive) with mode "average" only.
+        mode: "average" or "max" of a bin's samples.
+
+    Returns:
+        [R, C, h, w] in the type of ``features``.
+
+    Raises:
+        ValueError: A shape, type or device does not fit, or an image index is out of range.
+    """
+    wide = rois.detach().to(torch.float64 if features.dtype == torch.float64 else torch.float32)
+    cells = wide[:, 1:] * spatial_scale
+    whole = torch.cat([wide[:, :1], cells.sign() * (cells.abs() + 0.5).floor()], 1)
+    return roi_align(features, whole, output_size, 1.0, sampling_ratio, aligned=False, mode=mode)
+
+
+def _max_of_samples(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    size_hw: tuple[int, int],
+    scales: Sequence[float],
+    sampling_ratio: int,
+    aligned: bool,
+) -> Tensor:
+    # s x s samples a bin are one sample in each of s x s smaller bins.
+    if sampling_ratio < 1:
+        raise ValueError(
+            "RoIAlign with mode 'max' got sampling_ratio 0 (adaptive), wanted at least 1: the paper takes 2"
+        )
+    fine = (size_hw[0] * sampling_ratio, size_hw[1] * sampling_ratio)
+    samples = pyramid_roi_align(features, rois, levels, fine, scales, 1, aligned)
+    count, channels = samples.shape[:2]
+    by_bin = samples.reshape(count, channels, size_hw[0], sampling_ratio, size_hw[1], sampling_ratio)
+    # amax, not max_pool2d, whose gradient on a GPU counts as not deterministic.
+    return torch.amax(by_bin, (3, 5)).contiguous(memory_format=torch.channels_last)
 
 
 def _check(features: Sequence[Tensor], rois: Tensor, levels: Tensor, scales: Sequence[float]) -> None:

@@ -21,5 +21,6 @@ def nms(boxes, scores, groups, valid, threshold):
     keep = np.zeros(len(boxes), bool)
     for i in sorted(np.nonzero(valid)[0], key=lambda i: (-scores[i], i)):
         rivals = [j for j in np.nonzero(keep)[0] if groups[j] == groups[i]]
-        keep[i] = not any(iou(boxes[j], boxes[i]) > threshold for j in rivals)
+        # The overlap as float64: numpy 2 would round the threshold to float32 instead, which torchvision does not.
+        keep[i] = not any(float(iou(boxes[j], boxes[i])) > threshold for j in rivals)
     return keep
