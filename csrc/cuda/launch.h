@@ -10,6 +10,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>
@@ -37,6 +38,7 @@ class OnDeviceOf {
     void* stream = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
     stream_ = static_cast<cudaStream_t>(stream);
+    check_cuda(cudaSetDevice(tensor.get_device_index()));  // for our copy of the runtime; the guard spoke to torch's
   }
 
   cudaStream_t stream() const { return stream_; }

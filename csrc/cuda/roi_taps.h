@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
+#include <vector>
 
 #include "cuda/launch.h"
 #include "roi_types.h"
