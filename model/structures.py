@@ -1,6 +1,7 @@
 """What flows through the detector: batches of fixed shape, with masks that say which entries are real.
 
-Shape letters: B pictures, G objects a picture (padded), P proposals, D detections, M mask side, K classes.
+Shape letters: B pictures, G objects a picture (padded), P proposals, D detections, M mask side, K classes,
+J keypoints.
 Boxes are x1, y1, x2, y2 in pixels of the (resized, padded) network input, continuous, x2 > x1.
 """
 
@@ -47,6 +48,12 @@ class Targets(NamedTuple):
         valid: bool [B, G], false for padding.
         masks: the instance masks.
         seeds: int64 [B], one number a picture that fixes which anchors and proposals are sampled for it.
+        keypoints: float32 [B, G, J, 3], (x, y, visibility 0, 1 or 2) in network-input pixels; None without keypoints.
+        semantic: uint8 [B, H, W], class of each pixel of the padded network input, 255 where it is not known; None
+            where no semantic map is used.
+        ignore: bool [B, G], a subset of padding (`valid` is false): regions that are neither object nor background,
+            such as crowds or uncertain pseudo-labels; None where there is none.
+        weights: float32 [B, G], factor of an object's share in the losses; None for 1 everywhere.
     """
 
     boxes: Tensor
@@ -54,6 +61,10 @@ class Targets(NamedTuple):
     valid: Tensor
     masks: PackedMasks
     seeds: Tensor
+    keypoints: Tensor | None = None
+    semantic: Tensor | None = None
+    ignore: Tensor | None = None
+    weights: Tensor | None = None
 
 
 class Proposals(NamedTuple):
