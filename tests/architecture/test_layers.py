@@ -30,14 +30,14 @@ model.detector
 model.build | model.presets | model.checkpoint | model.convert
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
-    | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines | pipelines.shape_drawing
-    | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
+    | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
+    | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_metrics
 pipelines.manifest | pipelines.html | pipelines.config
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
-pipelines.datasets | pipelines.check_instance | pipelines.dataset_writer | pipelines.loading | pipelines.inference
-    | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
-pipelines.check | pipelines.loop | pipelines.comparison
+pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
+    | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
+pipelines.check | pipelines.prepare_config | pipelines.loop | pipelines.comparison
 pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
 pipelines.part_files | pipelines.evaluate | pipelines.launch
 pipelines.prepare | pipelines.train
