@@ -5,7 +5,7 @@
         done = nodes[0].run([sys.executable, "driver.py"], timeout_s=120)
         nodes[2].kill()
 
-Needs root and iproute2; ask `missing()` and skip with its reason. Nothing outside the namespaces changes but one bridge,
+Needs root and iproute2; ask `missing()` and skip with its reason. Outside nothing changes but one bridge,
 which goes when the block ends.
 """
 
