@@ -217,10 +217,10 @@ def alive(head: Machine, env: Mapping[str, str]) -> int:
 
 def _answers(head: Machine, env: Mapping[str, str]) -> bool:
     # The dashboard is the last part to come up, and jobs and sweeps need it.
-    header = f"Bearer {env.get('RAY_AUTH_TOKEN', '')}"
+    header = {"Authorization": f"Bearer {env.get('RAY_AUTH_TOKEN', '')}"}
     code = (
         "import sys, urllib.request as u\n"
-        f"r = u.Request('http://{head.address}:{DASHBOARD_PORT}/api/version', headers={{'Authorization': {header!r}}})\n"
+        f"r = u.Request('http://{head.address}:{DASHBOARD_PORT}/api/version', headers={header!r})\n"
         "print(u.urlopen(r, timeout=5).status)"
     )
     return "200" in head.run([sys.executable, "-c", code], env, 30).stdout.split()
