@@ -4,7 +4,7 @@ import torch
 
 from model.backbones.fpn import FeaturePyramid
 from model.backbones.resnet import ResNet
-from model.config import DetectorConfig
+from model.config import DetectorConfig, require_fit
 from model.detector import Detector
 from model.heads.box import BoxHead
 from model.heads.mask import MaskHead
@@ -14,7 +14,12 @@ from model.rpn import RegionProposals, RpnHead
 
 
 def build_detector(config: DetectorConfig) -> Detector:
-    """A detector with freshly initialised weights, in training mode, channels last in memory."""
+    """A detector with freshly initialised weights, in training mode, channels last in memory.
+
+    Raises:
+        ValueError: settings that do not fit together.
+    """
+    require_fit(config)
     backbone = ResNet(config.backbone)
     pyramid = FeaturePyramid(backbone, backbone.out_channels, config.fpn_channels)
     rpn = RegionProposals(
