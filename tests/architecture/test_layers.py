@@ -26,10 +26,13 @@ model.build | model.presets | model.checkpoint | model.convert
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
     | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines | pipelines.shape_drawing
-    | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
+    | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner | pipelines.job_wheel
+    | pipelines.cluster_access | pipelines.terminal
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_metrics
-pipelines.manifest | pipelines.html | pipelines.config
+    | pipelines.job_cluster
+pipelines.manifest | pipelines.html | pipelines.config | pipelines.jobs | pipelines.node_facts
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
+    | pipelines.doctor
 pipelines.datasets | pipelines.check_instance | pipelines.dataset_writer | pipelines.loading | pipelines.inference
     | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
 pipelines.check | pipelines.loop | pipelines.comparison
@@ -37,7 +40,7 @@ pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect
 pipelines.part_files | pipelines.evaluate | pipelines.launch
 pipelines.prepare | pipelines.train
 pipelines.run_report
-pipelines.demo
+pipelines.demo | pipelines.cli_clusters
 pipelines.cli
 pipelines.__main__
 """

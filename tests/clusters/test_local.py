@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,7 +14,6 @@ from pathlib import Path
 import pytest
 
 from tests.clusters.manifests import CLUSTERS
-from tests.clusters.namespaces import wait_for
 
 TOKEN = "c" * 64
 
@@ -25,6 +25,14 @@ def free_port():
             probe.bind(("127.0.0.1", port))
             return port
     raise AssertionError("no free port")
+
+
+def wait_for(is_true, timeout_s, explain):
+    """Wait until a condition holds, looking at it once a second."""
+    end = time.monotonic() + timeout_s
+    while not is_true():
+        assert time.monotonic() < end, explain()
+        time.sleep(1)
 
 
 def status(url, token=""):
