@@ -32,10 +32,13 @@ model.build | model.presets | model.checkpoint | model.convert
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
+    | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_metrics
+    | pipelines.job_cluster
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes
+    | pipelines.jobs | pipelines.node_facts
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
-    | pipelines.train_state
+    | pipelines.train_state | pipelines.doctor
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
     | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
 pipelines.check | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed | pipelines.train_window
@@ -45,7 +48,7 @@ pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect
 pipelines.part_files | pipelines.evaluate | pipelines.launch
 pipelines.prepare | pipelines.train
 pipelines.run_report
-pipelines.demo
+pipelines.demo | pipelines.cli_clusters
 pipelines.cli
 pipelines.__main__
 """

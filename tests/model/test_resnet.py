@@ -7,7 +7,8 @@ from torchvision.models import resnet18, resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.backbones.resnet import FrozenBatchNorm, ResNet
+from model.backbones.resnet import ResNet
+from model.norms import FrozenBatchNorm
 from model.config import BackboneConfig, Norm, StrideIn
 
 DEPTHS = (18, 34, 50, 101)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from model.backbones.resnet import FrozenBatchNorm
+from model.norms import FrozenBatchNorm
 from model.build import build_detector
 from model.config import DetectorConfig, LevelRule, Norm, RpnConfig
 from model.presets import DETECTORS
