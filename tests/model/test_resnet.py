@@ -8,8 +8,8 @@ from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
 from model.backbones.resnet import ResNet
-from model.norms import FrozenBatchNorm
 from model.config import BackboneConfig, Norm, StrideIn
+from model.norms import FrozenBatchNorm
 
 DEPTHS = (18, 34, 50, 101)
 

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from model.norms import FrozenBatchNorm
 from model.build import build_detector
 from model.config import DetectorConfig, LevelRule, Norm, RpnConfig
+from model.norms import FrozenBatchNorm
 from model.presets import DETECTORS
 from model.settings import from_dict, override, to_dict
 from pipelines.config import TrainConfig
