@@ -119,9 +119,7 @@ def _train(arguments: Sequence[str]) -> None:
     name, rest = _choose(arguments, tuple(PRESETS), "train", "preset")
     base = preset(name)
     config = _parse(type(base), rest, f"train {name}", default=base)
-    _show(f"{name}: {config.optim.steps} steps of {config.optim.batch} pictures, {config.execution.workers} workers, "
-          f"learning rate {config.optim.learning_rate:g}")  # fmt: skip
-    result = train.run(config)
+    result = train.run(config, lambda plan: _show(f"{name}: {plan}"))
     _show(f"checkpoint: {result.checkpoint}")
     if config.val:
         from pipelines import evaluate
@@ -202,9 +200,10 @@ def _list(arguments: Sequence[str]) -> None:
         for name, make in PRESETS.items():
             config = make()
             backbone = config.detector.backbone
-            rows.append((name, f"ResNet-{backbone.depth}", config.optim.batch, config.optim.steps,
+            length = f"{config.optim.epochs} epochs" if config.optim.epochs else f"{config.optim.steps} steps"
+            rows.append((name, f"ResNet-{backbone.depth}", config.optim.batch, length,
                          (make.__doc__ or "").split("\n", maxsplit=1)[0]))  # fmt: skip
-        _show(_table(("preset", "backbone", "batch", "steps", ""), rows))
+        _show(_table(("preset", "backbone", "batch", "length", ""), rows))
     else:
         _show(_table(("source", ""), [("coco", "COCO instances json and its pictures"),
                                       ("images", "pictures without labels: folder, glob or list")]))  # fmt: skip

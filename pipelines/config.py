@@ -4,7 +4,7 @@ import dataclasses
 import enum
 from typing import Any
 
-from model.config import DetectorConfig
+from model.config import DetectorConfig, Norm
 from model.settings import to_dict
 from pipelines.optim import OptimConfig
 from pipelines.transforms import AugmentConfig
@@ -15,6 +15,7 @@ class Precision(enum.Enum):
 
     FP32 = "fp32"
     BF16 = "bf16"  # autocast; parameters, losses and box arithmetic stay float32
+    FP16 = "fp16"  # the same in float16, with a loss scale that adapts itself
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,31 +25,74 @@ class ExecutionConfig:
     Attributes:
         address: Ray cluster to use (`auto` for the one this machine belongs to); empty starts one on this machine.
         workers: training processes; the batch is divided among them.
+        min_workers: the run starts, and goes on after a machine was lost, with as few as this; 0 needs all `workers`.
         cpus_per_worker: CPU cores and threads of each.
         gpu: one GPU a worker, and NCCL between them.
+        accumulate: parts a worker divides its share of the batch into, one after the other, to save memory.
+        compile: compile the network with torch.compile.
         loader_processes: processes a worker that build batches ahead; 0 builds them in the worker.
         report_every: steps between reported metrics.
         checkpoint_every: steps between checkpoints; the last step always has one.
-        max_failures: restarts from the last checkpoint after a worker died, before the run gives up.
+        keep_checkpoints: newest checkpoints that are kept, besides the best one; 0 keeps all.
+        max_failures: restarts in a row without a new checkpoint in between, before the run gives up.
+        hang_timeout_s: seconds of silence or of no step after which a worker is named, killed and the run restarted.
+        wait_for_nodes_s: seconds to wait for a cluster that grows to hold the workers; 0 fails at once.
     """
 
     address: str = ""
     workers: int = 1
+    min_workers: int = 0
     cpus_per_worker: int = 1
     gpu: bool = False
+    accumulate: int = 1
+    compile: bool = False
     loader_processes: int = 0
     report_every: int = 20
     checkpoint_every: int = 1000
+    keep_checkpoints: int = 3
     max_failures: int = 3
+    hang_timeout_s: float = 600.0
+    wait_for_nodes_s: float = 0.0
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        for name in ("workers", "cpus_per_worker", "report_every", "checkpoint_every"):
+        for name in ("workers", "cpus_per_worker", "accumulate", "report_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"execution.{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("loader_processes", "max_failures"):
+        for name in ("min_workers", "loader_processes", "keep_checkpoints", "max_failures", "wait_for_nodes_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"execution.{name} must be >= 0, got {getattr(self, name)}")
+        if self.hang_timeout_s <= 0:
+            raise ValueError(f"execution.hang_timeout_s must be > 0, got {self.hang_timeout_s}")
+        if self.min_workers > self.workers:
+            raise ValueError(
+                f"execution.min_workers ({self.min_workers}) must not exceed execution.workers ({self.workers})"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Measuring checkpoints on `val` beside the running training.
+
+    Attributes:
+        every: steps between the checkpoints that are measured; 0 measures none before the end.
+        metric: decides which checkpoint is the best one: box/AP, mask/AP50, ...; larger is better.
+        patience: measurements in a row without a better one after which the run ends early; 0 never.
+        gpu: measure on a GPU of its own, besides those of the workers.
+        cpus: CPU cores set aside for it; 0 shares those of the workers.
+    """
+
+    every: int = 0
+    metric: str = "mask/AP"
+    patience: int = 0
+    gpu: bool = False
+    cpus: int = 0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        for name in ("every", "patience", "cpus"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"evaluation.{name} must be >= 0, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,10 +109,12 @@ class TrainConfig:
         seed: fixes initial weights, order, augmentation and sampling.
         shuffle_window: shards shuffled together; 0 for all.
         precision: arithmetic of the network.
+        deterministic: only operators that give the same bits again on the same kind of machine; slower on GPUs.
         tracking_uri: MLflow server or sqlite:///FILE; empty is MLflow's own default.
         detector: the model.
         optim: optimiser and schedule.
         augment: what happens to training pictures.
+        evaluation: measuring checkpoints while the run goes on.
         execution: where and how the run is executed.
     """
 
@@ -80,10 +126,12 @@ class TrainConfig:
     seed: int = 0
     shuffle_window: int = 0
     precision: Precision = Precision.FP32
+    deterministic: bool = False
     tracking_uri: str = ""
     detector: DetectorConfig = DetectorConfig()
     optim: OptimConfig = OptimConfig()
     augment: AugmentConfig = AugmentConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     execution: ExecutionConfig = ExecutionConfig()
 
     def __post_init__(self) -> None:
@@ -92,15 +140,23 @@ class TrainConfig:
             raise ValueError(
                 f"ratio needs a number >= 1 for each of the {len(self.train)} training sets, got {self.ratio}"
             )
-        if self.optim.batch % self.execution.workers:
+        parts = self.execution.workers * self.execution.accumulate
+        if self.optim.batch < parts:
             raise ValueError(
-                f"optim.batch ({self.optim.batch}) must be a multiple of execution.workers ({self.execution.workers})"
+                f"optim.batch ({self.optim.batch}) must give each of execution.workers ({self.execution.workers}) x "
+                f"execution.accumulate ({self.execution.accumulate}) parts a picture: use at least {parts}"
+            )
+        workers = self.execution.min_workers or self.execution.workers
+        if self.detector.backbone.norm is Norm.SYNC and workers > 1 and not self.execution.gpu:
+            raise ValueError(
+                "detector.backbone.norm sync over several workers needs --execution.gpu: torch has it on GPUs alone; "
+                "use group, or one worker"
             )
 
     def identity(self) -> dict[str, Any]:
         """What the result depends on besides the data: all but places and execution."""
         values = to_dict(self)
-        for name in ("train", "val", "out", "tracking_uri", "execution"):
+        for name in ("train", "val", "out", "tracking_uri", "evaluation", "execution"):
             del values[name]
         return values
 

@@ -14,11 +14,12 @@ from ray.train.torch import TorchTrainer
 
 from model.settings import to_dict
 from pipelines.config import TrainConfig
-from pipelines.loop import Job, Place, TrainingError, fit
+from pipelines.loop import Job, TrainingError, fit
 from pipelines.manifest import ClassInfo
 from pipelines.progress import Progress
 from pipelines.ray_session import ray_session, require_cpus, require_gpus
 from pipelines.tracking import Tracker
+from pipelines.train_feed import Place
 
 _POLL_S = 0.5
 

@@ -2,38 +2,31 @@
 
 import contextlib
 import dataclasses
-import math
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import json
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from model.build import build_detector
 from model.checkpoint import load_strict
 from model.detector import LOSS_NAMES, Detector
 from model.settings import from_dict
-from model.structures import Images, PackedMasks, Targets
-from pipelines import checkpoints
-from pipelines.config import Precision, TrainConfig, batch_shares
-from pipelines.dataset import Dataset
-from pipelines.loading import Batch, Source, TrainBatches, stream
+from pipelines import checkpoints, commit, storage
+from pipelines.checkpoint_writer import CheckpointWriter
+from pipelines.config import TrainConfig
 from pipelines.manifest import ClassInfo
-from pipelines.optim import build_optimiser, learning_rate_at, set_learning_rate
+from pipelines.optim import learning_rate_at, set_learning_rate
+from pipelines.order import sample_seed
+from pipelines.train_feed import Feed, Place
+from pipelines.train_state import Part, TrainState
+from pipelines.train_window import Skipped, Window, not_finite
 
 
 class TrainingError(ValueError):
     """A training that cannot go on; the message says at which step and what to do."""
-
-
-class Place(NamedTuple):
-    """Where a worker stands: its number among how many, and its device."""
-
-    rank: int
-    world: int
-    device: torch.device
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,166 +52,207 @@ METRICS = (
     "loss/total",
     *(f"loss/{name}" for name in LOSS_NAMES),
     "learning_rate",
+    "gradient_norm",
+    "skipped_steps",
     "pictures_per_s",
     "data_wait_share",
+    "memory_gb",
 )
 """What a worker reports, besides `step` and `epoch`."""
 
 Emit = Callable[[dict[str, float]], None]
 
 
-def build_batches(config: TrainConfig, place: Place) -> TrainBatches:
-    """This worker's batches."""
-    sets = [Dataset(uri) for uri in config.train]
-    shares = batch_shares(config.optim.batch, config.ratio or tuple(len(dataset) for dataset in sets))
-    sources = [Source(dataset, share) for dataset, share in zip(sets, shares, strict=True)]
-    return TrainBatches(
-        sources, config.detector.picture, config.augment, config.seed, place.rank, place.world,
-        config.shuffle_window or None,
-    )  # fmt: skip
+class Supervisor:
+    """What a worker tells whoever watches over it, and what it is told; this one is nobody."""
+
+    def at(self, step: int, phase: str) -> None:
+        """The worker does a step, counted from 1: it is in its `data`, `compute`, `report` or `checkpoint`."""
+
+    def committed(self, step: int) -> None:
+        """The checkpoint of a step is there; called in the thread that writes."""
+
+    def stop_asked(self) -> bool:
+        """Whether the run shall stop after the step it is at, with a checkpoint."""
+        return False
 
 
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    """The batch on a device; copies from pinned memory do not wait."""
-
-    def move(value: Tensor) -> Tensor:
-        return value.to(device, non_blocking=True)
-
-    images, targets, ids = batch
-    masks = PackedMasks(*map(move, targets.masks))
-    moved = Targets(move(targets.boxes), move(targets.labels), move(targets.valid), masks, move(targets.seeds))
-    return Batch(Images(move(images.pixels), move(images.sizes_hw)), moved, ids)
-
-
-def train_step(
-    model: nn.Module, batch: Batch, optimiser: torch.optim.Optimizer, config: TrainConfig
-) -> dict[str, Tensor]:
-    """One forward, backward and update; the losses, detached, still on the device."""
-    device = batch.images.pixels.device
-    autocast = (
-        torch.autocast(device.type, torch.bfloat16) if config.precision is Precision.BF16 else contextlib.nullcontext()
-    )
-    with autocast:
-        losses: dict[str, Tensor] = model(batch.images, batch.targets)
-    total = torch.stack([losses[name] for name in LOSS_NAMES]).sum()
-    optimiser.zero_grad(set_to_none=True)
-    total.backward()  # type: ignore[no-untyped-call]
-    if config.optim.clip_norm:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optim.clip_norm)
-    optimiser.step()
-    return {name: value.detach() for name, value in losses.items()}
-
-
-class _Window:
-    """Losses, pictures and seconds since the last report."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.reset()
-
-    def reset(self) -> None:
-        self._sum = torch.zeros(len(LOSS_NAMES), device=self._device)
-        self._steps = 0
-        self._started = time.monotonic()
-        self._waited = 0.0
-
-    def add(self, losses: Mapping[str, Tensor], waited_s: float) -> None:
-        self._sum += torch.stack([losses[name] for name in LOSS_NAMES])
-        self._steps += 1
-        self._waited += waited_s
-
-    def read(self, batch: int, world: int) -> dict[str, float]:
-        """Means over steps and workers; waits for the device."""
-        mean = self._sum / (self._steps * world)
-        if world > 1:
-            dist.all_reduce(mean)
-        elapsed = time.monotonic() - self._started
-        values = {f"loss/{name}": float(value) for name, value in zip(LOSS_NAMES, mean.tolist(), strict=True)}
-        values["loss/total"] = sum(values.values())
-        values["pictures_per_s"] = self._steps * batch / elapsed
-        values["data_wait_share"] = self._waited / elapsed
-        return values
-
-
-def _start(job: Job, place: Place) -> tuple[Detector, torch.optim.Optimizer, int]:
-    """Detector, optimiser and number of steps done, from the last checkpoint if there is one."""
+def _start(job: Job, place: Place) -> tuple[TrainState, int]:
+    """All that is trained and the number of steps done, from the last checkpoint if there is one."""
     config = job.config
     torch.manual_seed(config.seed)
     detector = build_detector(config.detector)
-    last = checkpoints.latest(config.out)
-    if last is None and config.init:
+    done = torch.tensor(max(checkpoints.steps(config.out), default=0), device=place.device)
+    if place.world > 1:
+        dist.broadcast(done, 0)  # a store may show one worker what it does not yet show another
+    if not int(done) and config.init:
         first = checkpoints.load_detector(checkpoints.load(config.init))
         load_strict(detector, first.state_dict(), config.init)
     detector.to(place.device).train()
-    optimiser = build_optimiser(detector, config.optim)
-    if last is not None:
-        checkpoints.restore(last, detector, optimiser)
-    return detector, optimiser, last.step if last else 0
+    state = TrainState(detector, config, place.world)
+    if int(done):
+        found = checkpoints.at_step(config.out, int(done))
+        state.load_extra(checkpoints.restore(found, detector, state.optimiser))
+    return state, int(done)
 
 
-def _data_parallel(detector: Detector, place: Place) -> nn.Module:
+def _network(detector: Detector, config: TrainConfig, place: Place) -> nn.Module:
+    network: nn.Module = torch.compile(detector) if config.execution.compile else detector  # type: ignore[assignment]
     if place.world == 1:
-        return detector
-    on_gpu = place.device.type == "cuda"
-    # A static graph holds because every loss exists on every step, also without objects.
+        return network
+    # A static graph holds because every loss exists on every step, also without objects; torch has it without
+    # accumulation alone.
     return nn.parallel.DistributedDataParallel(
-        detector,
-        device_ids=[place.device] if on_gpu else None,
-        static_graph=True,
-        gradient_as_bucket_view=False,
+        network,
+        device_ids=[place.device] if place.device.type == "cuda" else None,
+        static_graph=config.execution.accumulate == 1,
     )
 
 
-def fit(job: Job, place: Place, emit: Emit) -> None:
-    """Train until the last step; resumes from the run's last checkpoint.
+@contextlib.contextmanager
+def _arithmetic(config: TrainConfig, place: Place) -> Iterator[None]:
+    """Deterministic operators alone where the run asks for them; else the fastest, found by trying, on a GPU."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(config.deterministic)
+    torch.backends.cudnn.benchmark = not config.deterministic and place.device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.backends.cudnn.benchmark = before[1]
+
+
+class _Loop:
+    """A worker's run from one checkpoint to the end."""
+
+    def __init__(self, job: Job, place: Place, emit: Emit, supervisor: Supervisor) -> None:
+        self.job, self.config, self.place = job, job.config, place
+        self.emit, self.supervisor = emit, supervisor
+        self.state, self.first = _start(job, place)
+        self.model = _network(self.state.detector, self.config, place)
+        self.feed = Feed(self.config, place, self.first)
+        self.window = Window(place.device, place.world)
+
+    def run(self, writer: CheckpointWriter) -> int:
+        """Train; the number of steps done."""
+        execution, steps = self.config.execution, self.config.optim.steps
+        for step in range(self.first, steps):
+            done = step + 1
+            stop = self._step(step)
+            last = stop or done == steps
+            due = last or done % execution.checkpoint_every == 0 or self._is_measured(done)
+            if due or done % execution.report_every == 0:
+                self.supervisor.at(done, "report")
+                self._report(done, due)
+            if due:
+                self.supervisor.at(done, "checkpoint")
+                self._save(done, writer)
+            if stop:
+                return done
+        return steps
+
+    def _is_measured(self, done: int) -> bool:
+        every = self.config.evaluation.every
+        return bool(every) and done % every == 0
+
+    def _step(self, step: int) -> bool:
+        """One step; whether to stop after it."""
+        self.supervisor.at(step + 1, "data")
+        # What the network itself draws is a function of seed, step and worker, as the data are: nothing to restore.
+        torch.manual_seed(sample_seed(self.config.seed, step, self.place.rank))
+        set_learning_rate(self.state.optimiser, learning_rate_at(step, self.config.optim))
+        asked = int(self.place.rank == 0 and self.supervisor.stop_asked())
+        outcome = self.state.step(self.model, self._watched_parts(step + 1), asked)
+        self.window.add(step + 1, self.feed.image_ids, outcome, self.feed.waited_s)
+        # On a GPU the answer would have to be waited for; there it is read when metrics are.
+        free = self.place.device.type == "cpu" or (step + 1) % self.config.execution.report_every == 0
+        return free and bool(outcome.asked)
+
+    def _watched_parts(self, step: int) -> Iterator[Part]:
+        for part in self.feed.parts():
+            self.supervisor.at(step, "compute")
+            yield part
+            self.supervisor.at(step, "data")
+        self.supervisor.at(step, "compute")
+
+    def _report(self, done: int, due: bool) -> None:
+        for skipped in self.window.skipped():
+            self._set_aside(skipped)
+        if due:
+            self._check_weights(done)
+        metrics = self.window.read(self.config.optim.batch)
+        for name in not_finite(metrics):
+            del metrics[name]  # every step was left out
+        if self.place.rank == 0:
+            rate = learning_rate_at(done - 1, self.config.optim)
+            self.emit({**metrics, "learning_rate": rate, "step": done, "epoch": self.feed.epoch_of(done)})
+        self.window.reset()
+
+    def _set_aside(self, skipped: Skipped) -> None:
+        """Write which pictures a step was left out for; stop where that is not the first time."""
+        workers = skipped.workers or list(range(self.place.world))
+        name = f"step-{skipped.step:08d}-worker-{self.place.rank}.json"
+        if self.place.rank in workers:
+            losses = {loss: str(value) for loss, value in skipped.losses.items()}  # JSON has no NaN
+            body = {"step": skipped.step, "image_ids": skipped.image_ids, "data": self.config.train, "losses": losses}
+            filesystem, folder = storage.open_uri(f"{self.config.out}/skipped")
+            commit.write_file(filesystem, storage.join(folder, name), json.dumps(body, indent=1).encode())
+        if skipped.in_a_row > self.config.optim.max_skipped:
+            what = f"a loss of worker {', '.join(map(str, skipped.workers))}" if skipped.workers else "a gradient"
+            raise TrainingError(
+                f"{what} is not finite at step {skipped.step} (its pictures: {self.config.out}/skipped): lower "
+                f"optim.learning_rate ({self.config.optim.learning_rate}), set optim.clip_norm, or allow such steps "
+                "to be left out with optim.max_skipped; then train into another --out"
+            )
+
+    def _check_weights(self, done: int) -> None:
+        """Refuse to save weights that are no numbers, or that are not the same on every worker."""
+        if not self.state.is_finite():
+            raise TrainingError(
+                f"a weight is not finite at step {done}: lower optim.learning_rate "
+                f"({self.config.optim.learning_rate}) or set optim.clip_norm, and train into another --out"
+            )
+        if self.place.world == 1:
+            return
+        mine = self.state.fingerprint()
+        of_all = [torch.empty_like(mine) for _ in range(self.place.world)]
+        dist.all_gather(of_all, mine)
+        values = [int(value) for value in of_all]
+        usual = max(values, key=values.count)
+        others = [str(worker) for worker, value in enumerate(values) if value != usual]
+        if others:
+            raise TrainingError(
+                f"the weights of worker {', '.join(others)} are not those of the others at step {done}: its machine "
+                "computes wrongly; nothing was saved since the last checkpoint. Take the machine out and give the "
+                "same command again"
+            )
+
+    def _save(self, done: int, writer: CheckpointWriter) -> None:
+        if self.place.rank == 0:
+            state = self.state
+            made = checkpoints.snapshot(done, state.detector, state.optimiser, self.job.classes, state.extra())
+            writer.submit(made)
+
+
+def fit(job: Job, place: Place, emit: Emit, supervisor: Supervisor | None = None) -> int:
+    """Train until the last step, or until asked to stop; resumes from the run's last checkpoint.
 
     Args:
         job: the run.
         place: this worker.
         emit: takes metrics (with `step` and `epoch`) on worker 0.
+        supervisor: whoever watches over the worker.
+
+    Returns:
+        Steps done, all with a checkpoint.
 
     Raises:
-        TrainingError: a loss is not finite.
+        TrainingError: a loss or a weight is not finite, or the workers' weights are not the same.
+        CheckpointWriteError: the store refused a checkpoint.
     """
-    config = job.config
-    detector, optimiser, first = _start(job, place)
-    model = _data_parallel(detector, place)
-    batches = build_batches(config, place)
-    source = stream(batches, first, config.optim.steps, config.execution.loader_processes, place.device.type == "cuda")
-    window = _Window(place.device)
-    for step in range(first, config.optim.steps):
-        asked = time.monotonic()
-        batch = to_device(next(source), place.device)
-        waited = time.monotonic() - asked
-        rate = learning_rate_at(step, config.optim)
-        set_learning_rate(optimiser, rate)
-        window.add(train_step(model, batch, optimiser, config), waited)
-        done = step + 1
-        last = done == config.optim.steps
-        due = last or done % config.execution.checkpoint_every == 0
-        if due or done % config.execution.report_every == 0:
-            metrics = window.read(config.optim.batch, place.world)
-            broken = [name for name, value in metrics.items() if not math.isfinite(value)]
-            if due and not _is_finite(detector):
-                broken.append("a weight")
-            _refuse_non_finite(broken, done, config)
-            if place.rank == 0:
-                emit({**metrics, "learning_rate": rate, "step": done, "epoch": batches.epoch_of(done)})
-            if due and place.rank == 0:
-                checkpoints.save(config.out, done, detector, optimiser, job.classes)
-            window.reset()
-
-
-def _is_finite(detector: Detector) -> bool:
-    """Whether all weights are numbers; a loss is that of the weights before its step, so it cannot tell."""
-    return bool(torch.stack([value.detach().isfinite().all() for value in detector.parameters()]).all())
-
-
-def _refuse_non_finite(broken: list[str], step: int, config: TrainConfig) -> None:
-    # Losses (as means) and weights are the same on every worker: all stop together and no checkpoint is poisoned.
-    if broken:
-        raise TrainingError(
-            f"{', '.join(broken)} is not finite at step {step}: "
-            f"lower optim.learning_rate ({config.optim.learning_rate}) "
-            "or set optim.clip_norm, and run the same command again in another --out"
-        )
+    supervisor = supervisor or Supervisor()
+    with _arithmetic(job.config, place), CheckpointWriter(job.config.out, supervisor.committed) as writer:
+        loop = _Loop(job, place, emit, supervisor)
+        done = loop.run(writer)
+        supervisor.at(done, "checkpoint")
+        return done

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 from model import presets as detectors
 from model.config import DetectorConfig, Norm
+from pipelines import recipes
 from pipelines.config import TrainConfig
 from pipelines.optim import Algorithm, OptimConfig, Schedule
 
@@ -16,7 +17,7 @@ def _from_scratch(detector: DetectorConfig) -> DetectorConfig:
 
 
 def _paper_1x(detector: DetectorConfig) -> TrainConfig:
-    return TrainConfig(detector=detector, optim=OptimConfig())
+    return TrainConfig(detector=detector, optim=recipes.detectron2_steps(1))
 
 
 def mask_rcnn_r18_fpn_1x() -> TrainConfig:
@@ -41,8 +42,7 @@ def mask_rcnn_r101_fpn_1x() -> TrainConfig:
 
 def torchvision_mask_rcnn_r50_fpn() -> TrainConfig:
     """Model and reference recipe of torchvision: 26 epochs of COCO, decay after 16 and 22."""
-    optim = OptimConfig(steps=190_606, milestones=(117_296, 161_282), norm_weight_decay=1e-4)
-    return TrainConfig(detector=detectors.torchvision_mask_rcnn_r50_fpn(), optim=optim)
+    return TrainConfig(detector=detectors.torchvision_mask_rcnn_r50_fpn(), optim=recipes.torchvision_epochs())
 
 
 def small_mask_rcnn_r18_fpn() -> TrainConfig:

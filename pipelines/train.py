@@ -1,15 +1,17 @@
 """The train command: checks a run against its data, claims its folder, and tracks it while the workers train."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from model.settings import override, to_dict
 from pipelines import checkpoints, commit, storage
-from pipelines.config import TrainConfig
+from pipelines.coco_metrics import STAT_NAMES
+from pipelines.config import TrainConfig, batch_shares
 from pipelines.evaluate import Evaluation
 from pipelines.launch import launch
 from pipelines.manifest import ClassInfo, Manifest
+from pipelines.optim import resolve_schedule
 from pipelines.tracking import Tracker
 
 _RUN_FILE = "run.json"
@@ -111,8 +113,21 @@ def tracking_of(run: str) -> tuple[str, str]:
         raise RunConflictError(f"{path} is damaged or its run never started ({error}): train again") from error
 
 
+def _check_evaluation(config: TrainConfig) -> None:
+    evaluation = config.evaluation
+    kind, _, name = evaluation.metric.partition("/")
+    if kind not in ("box", "mask") or name not in STAT_NAMES:
+        raise ValueError(
+            f"evaluation.metric must be box/ or mask/ and one of {', '.join(STAT_NAMES)}, got {evaluation.metric!r}"
+        )
+    if evaluation.every and not config.val:
+        raise ValueError("evaluation.every needs --val: give a prepared data set to measure on")
+    if evaluation.patience and not evaluation.every:
+        raise ValueError("evaluation.patience needs evaluation.every: without measurements nothing ends a run early")
+
+
 def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tuple[ClassInfo, ...]]:
-    """Check the run against its data and fit the number of classes to them.
+    """Check the run against its data; number of classes, length and learning rate become those of this run.
 
     Raises:
         RunConflictError: data sets without labels or that do not share their classes, or an `init` checkpoint of
@@ -123,6 +138,7 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
     for name in ("train", "out"):
         if not getattr(config, name):
             raise ValueError(f"training needs --{name}: give {'prepared data sets' if name == 'train' else 'a folder'}")
+    _check_evaluation(config)
     manifests = {uri: Manifest.load(uri) for uri in config.train}
     _require_labels(manifests)
     classes = _classes_of(config, manifests)
@@ -133,7 +149,25 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
                 f"the checkpoint {config.init} has the classes {[info.name for info in known]}, the data "
                 f"{[info.name for info in classes]}: train on data with the checkpoint's classes, or leave out --init"
             )
-    return override(config, "detector.num_classes", len(classes)), manifests, classes
+    sizes = tuple(manifests[uri].rows_written for uri in config.train)
+    per_batch = batch_shares(config.optim.batch, config.ratio or sizes)[0]
+    optim = resolve_schedule(config.optim, sizes[0], per_batch)
+    return dataclasses.replace(override(config, "detector.num_classes", len(classes)), optim=optim), manifests, classes
+
+
+def _plan(given: TrainConfig, resolved: TrainConfig, manifests: Mapping[str, Manifest]) -> str:
+    """What will be done, for people: length, batch, workers and the learning rate, with where it comes from."""
+    optim, execution = resolved.optim, resolved.execution
+    pictures = sum(manifest.rows_written for manifest in manifests.values())
+    workers = f"{execution.min_workers} to {execution.workers}" if execution.min_workers else f"{execution.workers}"
+    rate = f"learning rate {optim.learning_rate:g}"
+    if given.optim.reference_batch not in (0, optim.batch):
+        rate += f" ({given.optim.learning_rate:g} x {optim.batch}/{given.optim.reference_batch})"
+    parts = f" in {execution.accumulate} parts" if execution.accumulate > 1 else ""
+    return (
+        f"{optim.steps} steps of {optim.batch} pictures{parts}, {optim.steps * optim.batch / pictures:.3g} epochs of "
+        f"{pictures} pictures, {workers} workers, {rate}"
+    )
 
 
 def _with_full_places(config: TrainConfig) -> TrainConfig:
@@ -151,15 +185,21 @@ def _with_full_places(config: TrainConfig) -> TrainConfig:
     )
 
 
-def run(config: TrainConfig) -> TrainResult:
+def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainResult:
     """Train until the last step and commit its checkpoint; the same call goes on where an earlier one stopped.
+
+    Args:
+        config: the run.
+        say: takes a line for people on what will be done.
 
     Raises:
         ValueError: the configuration, the data or the cluster do not fit; the message says what to do.
         TrainingError: the workers failed.
     """
-    config = _with_full_places(config)
-    config, manifests, classes = resolve(config)
+    given = _with_full_places(config)
+    config, manifests, classes = resolve(given)
+    if say:
+        say(_plan(given, config, manifests))
     path, on_file = _claim(config, manifests)
     last = checkpoints.latest(config.out)
     done = last.step if last else 0

@@ -79,10 +79,10 @@ def test_what_was_saved_is_restored(tmp_path, norm, algorithm):
 
 
 def test_an_optimiser_that_never_moved_is_restored(tmp_path):
-    detector = tiny_run.build()
-    made = checkpoints.save(str(tmp_path), 1, detector, build_optimiser(detector, OptimConfig()), CLASSES)
-    other, optimiser = tiny_run.build(seed=1), None
-    optimiser = build_optimiser(other, OptimConfig())
+    detector, config = tiny_run.build(), OptimConfig(Algorithm.ADAMW)
+    made = checkpoints.save(str(tmp_path), 1, detector, build_optimiser(detector, config), CLASSES)
+    other = tiny_run.build(seed=1)
+    optimiser = build_optimiser(other, config)
     checkpoints.restore(made, other, optimiser)
     assert optimiser.state_dict()["state"] == {}
 

@@ -136,7 +136,7 @@ def test_a_mistake_is_one_line(words, message, capsys, tmp_path, monkeypatch):
         ("evaluate --checkpoint a --data b", "or --annotations and --results, got --checkpoint, --data"),
         ("predict --checkpoint a --data b --out c --batch 0", "predict needs batch >= 1"),
         ("distill --predictions a --pool b --labelled c --out d --min-score 2", "distill needs 0 <= min-score"),
-        ("train small_mask_rcnn_r18_fpn --optim.batch 5 --execution.workers 2", "optim.batch (5) must be a multiple"),
+        ("train small_mask_rcnn_r18_fpn --optim.batch 5 --execution.workers 6", "optim.batch (5) must give"),
         ("train small_mask_rcnn_r18_fpn --detector.rpn.nms-iou 7", "rpn.nms_iou must be in 0..1, got 7.0"),
         ("demo --steps 0", "demo needs steps >= 1, got 0"),
         ("demo --out s3://b/c", "demo writes to a local folder, got 's3://b/c': give a path"),

@@ -6,8 +6,9 @@ from fractions import Fraction
 
 import pytest
 
+from model.config import DetectorConfig
 from model.settings import from_dict, override, to_dict
-from pipelines.config import ExecutionConfig, Precision, TrainConfig, batch_shares
+from pipelines.config import EvaluationConfig, ExecutionConfig, Precision, TrainConfig, batch_shares
 from pipelines.optim import Algorithm, OptimConfig
 
 
@@ -60,12 +61,21 @@ def test_a_batch_smaller_than_its_parts_is_refused():
         batch_shares(2, (1, 1, 1))
 
 
+def sync_norm():
+    return override(DetectorConfig(), "backbone.norm", "sync")
+
+
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"train": ("a",), "ratio": (1, 2)}, r"ratio needs a number >= 1 for each of the 1 training sets"),
         ({"train": ("a", "b"), "ratio": (1, 0)}, r"ratio needs a number >= 1 .* got \(1, 0\)"),
-        ({"optim": OptimConfig(batch=5), "execution": ExecutionConfig(workers=2)}, r"batch \(5\) must be a multiple"),
+        (
+            {"optim": OptimConfig(batch=5), "execution": ExecutionConfig(workers=2, accumulate=3)},
+            r"batch \(5\) must give each of execution\.workers \(2\) x execution\.accumulate \(3\) parts a picture: "
+            "use at least 6",
+        ),
+        ({"detector": sync_norm(), "execution": ExecutionConfig(workers=2)}, "norm sync over several workers needs"),
     ],
 )
 def test_runs_that_do_not_add_up(changes, match):
@@ -73,13 +83,28 @@ def test_runs_that_do_not_add_up(changes, match):
         TrainConfig(**changes)
 
 
-@pytest.mark.parametrize("name", ["workers", "cpus_per_worker", "report_every", "checkpoint_every"])
+def test_an_elastic_run_needs_no_more_than_it_has():
+    with pytest.raises(ValueError, match=r"min_workers \(3\) must not exceed execution\.workers \(2\)"):
+        ExecutionConfig(workers=2, min_workers=3)
+    with pytest.raises(ValueError, match=r"hang_timeout_s must be > 0, got 0"):
+        ExecutionConfig(hang_timeout_s=0)
+
+
+@pytest.mark.parametrize("name", ["every", "patience", "cpus"])
+def test_evaluation_settings_of_at_least_zero(name):
+    with pytest.raises(ValueError, match=rf"evaluation\.{name} must be >= 0, got -1"):
+        EvaluationConfig(**{name: -1})
+
+
+@pytest.mark.parametrize("name", ["workers", "cpus_per_worker", "accumulate", "report_every", "checkpoint_every"])
 def test_execution_settings_of_at_least_one(name):
     with pytest.raises(ValueError, match=rf"execution\.{name} must be >= 1, got 0"):
         ExecutionConfig(**{name: 0})
 
 
-@pytest.mark.parametrize("name", ["loader_processes", "max_failures"])
+@pytest.mark.parametrize(
+    "name", ["loader_processes", "max_failures", "min_workers", "keep_checkpoints", "wait_for_nodes_s"]
+)
 def test_execution_settings_of_at_least_zero(name):
     with pytest.raises(ValueError, match=rf"execution\.{name} must be >= 0, got -1"):
         ExecutionConfig(**{name: -1})
@@ -93,13 +118,16 @@ def test_the_identity_is_what_the_result_depends_on():
         {"train": ("b",)},  # the data's hashes are the run's identity, not their place
         {"val": "v"},
         {"tracking_uri": "t"},
-        {"execution": ExecutionConfig(workers=4, loader_processes=2)},
+        {"execution": ExecutionConfig(workers=4, loader_processes=2, accumulate=2)},
+        {"evaluation": EvaluationConfig(every=5)},
     ]
     assert all(dataclasses.replace(base, **change).identity() == base.identity() for change in same)
     for path, value in [
         ("seed", 1),
         ("shuffle_window", 3),
         ("precision", Precision.BF16),
+        ("deterministic", True),
+        ("optim.ema_decay", 0.9),
         ("init", "c"),
         ("ratio", (2,)),
         ("optim.steps", 7),

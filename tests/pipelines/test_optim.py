@@ -6,7 +6,15 @@ import torch
 from torch import nn
 
 from model.config import Norm
-from pipelines.optim import Algorithm, OptimConfig, Schedule, build_optimiser, learning_rate_at, set_learning_rate
+from pipelines.optim import (
+    Algorithm,
+    OptimConfig,
+    Schedule,
+    build_optimiser,
+    learning_rate_at,
+    resolve_schedule,
+    set_learning_rate,
+)
 from tests.pipelines import tiny_run
 
 
@@ -92,9 +100,44 @@ def test_adamw_decays_apart_from_the_gradient():
         ({"momentum": -0.1}, r"optim\.momentum must be >= 0"),
         ({"warmup_steps": -1}, r"optim\.warmup_steps must be >= 0"),
         ({"clip_norm": -1.0}, r"optim\.clip_norm must be >= 0"),
+        ({"epochs": -1}, r"optim\.epochs must be >= 0, got -1"),
+        ({"reference_batch": -1}, r"optim\.reference_batch must be >= 0"),
+        ({"max_skipped": -1}, r"optim\.max_skipped must be >= 0"),
+        ({"ema_decay": 1.0}, r"optim\.ema_decay must be in 0\.\.1, 1 excluded, got 1\.0"),
         ({"milestones": (8, 6)}, r"optim\.milestones must ascend, got \(8, 6\)"),
     ],
 )
 def test_settings_out_of_range(changes, match):
     with pytest.raises(ValueError, match=match):
         OptimConfig(**changes)
+
+
+def test_a_length_in_epochs_follows_the_data():
+    """12 epochs (8, 11) of 118,287 pictures, 16 a step: MMDetection's 1x."""
+    found = resolve_schedule(OptimConfig(epochs=12, milestones=(8, 11)), samples=118_287, per_batch=16)
+    assert (found.steps, found.milestones, found.epochs) == (88_716, (59_144, 81_322), 0)
+    assert resolve_schedule(found, samples=5, per_batch=1) == found
+    of_two_sets = resolve_schedule(OptimConfig(epochs=2, milestones=(1,)), samples=100, per_batch=6)
+    assert (of_two_sets.steps, of_two_sets.milestones) == (34, (17,))
+
+
+@pytest.mark.parametrize(("batch", "rate"), [(16, 0.02), (8, 0.01), (2, 0.0025), (64, 0.08)])
+def test_the_learning_rate_follows_the_batch(batch, rate):
+    config = OptimConfig(batch=batch, reference_batch=16)
+    found = resolve_schedule(config, samples=100, per_batch=batch)
+    assert found.learning_rate == pytest.approx(rate)
+    assert resolve_schedule(found, samples=100, per_batch=batch) == found
+    assert resolve_schedule(OptimConfig(batch=batch), 100, batch).learning_rate == 0.02
+    assert (found.steps, found.milestones) == (config.steps, config.milestones)
+
+
+def test_biases_may_learn_faster_and_not_decay():
+    """Detectron's rule: twice the rate, no decay."""
+    detector = tiny_run.build(Norm.BATCH)
+    config = OptimConfig(weight_decay=0.3, norm_weight_decay=0.1, decay_biases=False, bias_rate_factor=2.0)
+    optimiser = build_optimiser(detector, config)
+    set_learning_rate(optimiser, 0.5)
+    settings = {id(p): (g["weight_decay"], g["lr"]) for g in optimiser.param_groups for p in g["params"]}
+    for name, parameter in detector.named_parameters():
+        wanted = (0.1, 0.5) if "norm" in name else (0.0, 1.0) if name.endswith("bias") else (0.3, 0.5)
+        assert settings[id(parameter)] == wanted, name

@@ -8,7 +8,7 @@ from model.build import build_detector
 from model.config import Norm
 from model.settings import from_dict, to_dict
 from pipelines.config import TrainConfig
-from pipelines.optim import build_optimiser, learning_rate_at
+from pipelines.optim import build_optimiser, learning_rate_at, resolve_schedule
 from pipelines.presets import PRESETS, preset
 
 
@@ -21,10 +21,11 @@ def test_a_preset_builds_and_can_be_told_to_workers(name):
         detector = build_detector(config.detector)
     optimiser = build_optimiser(detector, config.optim)
     assert optimiser.param_groups
-    rates = [learning_rate_at(step, config.optim) for step in range(0, config.optim.steps, config.optim.steps // 20)]
-    assert all(0 < rate <= config.optim.learning_rate for rate in rates)
-    assert rates[-1] < config.optim.learning_rate / 5
-    assert all(milestone < config.optim.steps for milestone in config.optim.milestones)
+    optim = resolve_schedule(config.optim, 118_287, config.optim.batch)
+    rates = [learning_rate_at(step, optim) for step in range(0, optim.steps, optim.steps // 20)]
+    assert all(0 < rate <= optim.learning_rate for rate in rates)
+    assert rates[-1] < optim.learning_rate / 5
+    assert all(milestone < optim.steps for milestone in optim.milestones)
     assert (PRESETS[name].__doc__ or "").strip()
     assert config.train == ()
     assert config.out == ""
@@ -51,7 +52,7 @@ def test_the_published_recipe():
 
 def test_torchvisions_recipe_in_steps():
     """26 epochs of the 117,266 pictures with objects, 16 a step, decay after epochs 16 and 22."""
-    optim = preset("torchvision_mask_rcnn_r50_fpn").optim
+    optim = resolve_schedule(preset("torchvision_mask_rcnn_r50_fpn").optim, 117_266, 16)
     epoch = 117_266 / 16
     assert optim.steps == pytest.approx(26 * epoch, rel=1e-3)
     assert optim.milestones == pytest.approx((16 * epoch, 22 * epoch), rel=1e-3)

@@ -6,6 +6,7 @@ import pytest
 
 from model.settings import override
 from pipelines import checkpoints, commit, launch, train
+from pipelines.config import EvaluationConfig
 from pipelines.manifest import ClassInfo, ManifestError
 from pipelines.optim import build_optimiser
 from pipelines.storage import canonical_uri
@@ -40,6 +41,31 @@ def test_the_number_of_classes_follows_the_data(config, data):
     assert classes == CLASSES
     assert manifests == {data.uri: data.manifest}
     assert resolved == override(config, "detector.num_classes", 2)
+
+
+def test_length_and_rate_become_those_of_the_data(config, data):
+    """9 pictures, 4 a step: an epoch is 2.25 steps."""
+    optim = dataclasses.replace(config.optim, epochs=4, milestones=(2,), reference_batch=8)
+    resolved = train.resolve(dataclasses.replace(config, optim=optim))[0]
+    assert (resolved.optim.steps, resolved.optim.milestones) == (9, (4,))
+    assert resolved.optim.learning_rate == pytest.approx(config.optim.learning_rate / 2)
+    assert train.resolve(resolved)[0] == resolved
+    said = train._plan(dataclasses.replace(config, optim=optim), resolved, {data.uri: data.manifest})
+    assert said == "9 steps of 4 pictures, 4 epochs of 9 pictures, 1 workers, learning rate 0.01 (0.02 x 4/8)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"metric": "box/mAP"}, "evaluation.metric must be box/ or mask/ and one of AP, AP50, .* got 'box/mAP'"),
+        ({"metric": "AP"}, "evaluation.metric must be box/ or mask/"),
+        ({"every": 5}, "evaluation.every needs --val: give a prepared"),
+        ({"patience": 2}, "evaluation.patience needs evaluation.every: without"),
+    ],
+)
+def test_measuring_that_cannot_be(config, changes, match):
+    with pytest.raises(ValueError, match=match):
+        train.resolve(dataclasses.replace(config, evaluation=EvaluationConfig(**changes)))
 
 
 @pytest.mark.parametrize(

@@ -21,8 +21,9 @@ from model.config import (
 from pipelines import checkpoints, loop
 from pipelines.config import ExecutionConfig, TrainConfig
 from pipelines.dataset import Dataset
-from pipelines.loop import Job, Place
+from pipelines.loop import Job
 from pipelines.optim import OptimConfig, Schedule
+from pipelines.train_feed import Place
 from tests.pipelines import tiny_pictures, tiny_shards
 
 CPU = Place(0, 1, torch.device("cpu"))
@@ -85,24 +86,29 @@ def job(run_config):
 
 def build(norm=Norm.BATCH, seed=0, **changes):
     """A tiny detector with weights fixed by the seed."""
+    return build_from(detector_config(norm, **changes), seed)
+
+
+def build_from(settings, seed=0):
+    """The same of any configuration."""
     torch.manual_seed(seed)
-    return build_detector(detector_config(norm, **changes))
+    return build_detector(settings)
 
 
 def fit_as_one_of_two(rank, run_config, folder):
     """One of two gloo workers; leaves its weights in the folder."""
     built, saves = [], []
-    save = checkpoints.save
+    write = checkpoints.write
 
-    def save_and_count(run, step, *rest):
-        saves.append(step)
-        return save(run, step, *rest)
+    def write_and_count(run, made):
+        saves.append(made.step)
+        return write(run, made)
 
     def build_and_keep(detector):
         built.append(build_detector(detector))
         return built[-1]
 
-    loop.build_detector, checkpoints.save = build_and_keep, save_and_count
+    loop.build_detector, checkpoints.write = build_and_keep, write_and_count
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
