@@ -81,12 +81,17 @@ def _choose(arguments: Sequence[str], choices: Sequence[str], command: str, what
 
 
 def _prepare(arguments: Sequence[str]) -> None:
-    from pipelines import prepare
+    from pipelines import prepare, prepare_config
     from pipelines.progress import Progress
 
-    kinds: dict[str, Any] = {"coco": prepare.PrepareCoco, "images": prepare.PrepareImages}
+    kinds: dict[str, Any] = {
+        "coco": prepare_config.PrepareCoco,
+        "cityscapes": prepare_config.PrepareCityscapes,
+        "nuimages": prepare_config.PrepareNuimages,
+        "images": prepare_config.PrepareImages,
+    }
     source, rest = _choose(arguments, tuple(kinds), "prepare", "source")
-    config: prepare.PrepareConfig = _parse(kinds[source], rest, f"prepare {source}")
+    config: prepare_config.PrepareConfig = _parse(kinds[source], rest, f"prepare {source}")
     progress = Progress("prepare", 0, "pictures")
     manifest = prepare.run(config, on_progress=lambda now: progress.update(now.rows_done, total=now.rows_total))
     progress.close()
@@ -205,7 +210,9 @@ def _list(arguments: Sequence[str]) -> None:
                          (make.__doc__ or "").split("\n", maxsplit=1)[0]))  # fmt: skip
         _show(_table(("preset", "backbone", "batch", "length", ""), rows))
     else:
-        _show(_table(("source", ""), [("coco", "COCO instances json and its pictures"),
+        _show(_table(("source", ""), [("coco", "COCO instances or keypoints json and its pictures; semantic maps"),
+                                      ("cityscapes", "leftImg8bit and gtFine: eight classes, groups ignored"),
+                                      ("nuimages", "key frames of the tables: ten classes, semantic maps"),
                                       ("images", "pictures without labels: folder, glob or list")]))  # fmt: skip
 
 

@@ -19,6 +19,9 @@ from PIL import Image
 MAX_PIXELS = 2**26
 """Largest picture decoded by default, 8192 x 8192: 192 MiB as RGB."""
 
+UNKNOWN_CLASS = 255
+"""The value of a semantic map where the class is not known."""
+
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -143,6 +146,31 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint
     if pixels.shape != (header.height, header.width, 3):
         raise DecodeError(DecodeFault.CORRUPT, f"decoded to {pixels.shape}, header says {header.height}x{header.width}")
     return pixels
+
+
+def decode_map(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Decode a PNG whose 8-bit values are classes, grey or by palette; a palette's colours are not looked at.
+
+    Args:
+        data: the whole compressed file.
+        max_pixels: refuse larger maps, judged by the header alone.
+
+    Returns:
+        uint8 [H, W], as stored; writable.
+
+    Raises:
+        DecodeError: not a PNG of one 8-bit channel, too large, truncated or corrupt.
+    """
+    picture, header = _open(data, max_pixels)
+    if header.format != "PNG" or picture.mode not in ("L", "P"):
+        raise DecodeError(
+            DecodeFault.UNSUPPORTED,
+            f"a map is {header.format} of mode {picture.mode}, wanted an 8-bit grey or palette PNG",
+        )
+    try:
+        return np.array(picture, dtype=np.uint8)
+    except Exception as error:  # as for pictures
+        raise DecodeError(DecodeFault.CORRUPT, _reason(error)) from error
 
 
 def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, Header]:

@@ -201,11 +201,17 @@ def crop_rle(counts: bytes, height: int, width: int) -> tuple[int, int, ByteArra
 
 def encode(mask: ByteArray) -> bytes:
     """Canonical compressed counts of a bitmap uint8 [H, W]; any value but 0 counts as 1."""
-    flat = (mask != 0).T.ravel()
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    edges = np.concatenate([[0], changes, [flat.size]])
-    runs = np.diff(edges)
-    return format_counts(np.concatenate([[0], runs]) if flat.size and flat[0] else runs)
+    return encode_places(np.flatnonzero(mask.T), mask.size)
+
+
+def encode_places(places: IntArray, pixels: int) -> bytes:
+    """Canonical compressed counts of the pixels at `places` [n], column by column, ascending, of `pixels` in all."""
+    if not places.size:
+        return format_counts(np.array([pixels], np.int64))
+    breaks = np.flatnonzero(np.diff(places) != 1)
+    starts, ends = places[np.r_[0, breaks + 1]], places[np.r_[breaks, places.size - 1]] + 1
+    runs = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0, append=pixels)
+    return format_counts(runs if runs[-1] else runs[:-1])
 
 
 def area(counts: bytes) -> int:

@@ -25,15 +25,16 @@ model.detector
 model.build | model.presets | model.checkpoint | model.convert
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
-    | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines | pipelines.shape_drawing
-    | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
+    | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
+    | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_metrics
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
     | pipelines.train_state
-pipelines.datasets | pipelines.check_instance | pipelines.dataset_writer | pipelines.loading | pipelines.inference
-    | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
-pipelines.check | pipelines.comparison | pipelines.train_feed | pipelines.train_window | pipelines.checkpoint_writer
+pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
+    | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
+pipelines.check | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed | pipelines.train_window
+    | pipelines.checkpoint_writer
 pipelines.loop
 pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
 pipelines.part_files | pipelines.evaluate | pipelines.launch

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, demo, distill, evaluate, inspect, predict, prepare, train
+from pipelines import cli, demo, distill, evaluate, inspect, predict, prepare, prepare_config, train
 from pipelines.coco_metrics import STAT_NAMES, Metrics
 from pipelines.config import Precision
 from pipelines.optim import Algorithm
@@ -106,7 +106,7 @@ def test_commands_of_two_words_list_the_second(command, choices, capsys):
         ("fly", f"needs a command, got 'fly': one of {', '.join(cli.COMMANDS)}"),
         ("train", "train needs a preset, got none: one of small_mask_rcnn_r18_fpn, .*"),
         ("train resnet", "train needs a preset, got 'resnet': one of .*"),
-        ("prepare lvis", "prepare needs a source, got 'lvis': one of coco, images"),
+        ("prepare lvis", "prepare needs a source, got 'lvis': one of coco, cityscapes, nuimages, images"),
         ("list dogs", "list needs a kind, got 'dogs': one of presets, datasets"),
         ("evaluate --annotations a --results b", "there is no file a: give a COCO json file"),
         ("inspect none", ".*none is no data set: it has no manifest.json; run `maskray prepare` .*"),
@@ -211,10 +211,10 @@ def test_options_reach_the_config(asked):
     )
     assert config == predict.PredictConfig("a", "b", "c", 3, 2, 4, True, "auto")
     config = asked("prepare coco --images i --annotations a --out o --rows-per-shard 9 --max-rejected 0.5 --no-shuffle")
-    assert config == prepare.PrepareCoco(
+    assert config == prepare_config.PrepareCoco(
         images="i", annotations="a", out="o", rows_per_shard=9, max_rejected=0.5, shuffle=False
     )
-    assert asked("prepare images --images i --out o --num-cpus 2") == prepare.PrepareImages(
+    assert asked("prepare images --images i --out o --num-cpus 2") == prepare_config.PrepareImages(
         images="i", out="o", num_cpus=2
     )
     assert asked("inspect d --verify --gallery g.html") == inspect.InspectConfig("d", verify=True, gallery="g.html")
