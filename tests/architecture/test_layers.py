@@ -18,9 +18,14 @@ model.config.backbone | model.config.rpn | model.config.heads
 model.config.detector
 model.config.fit
 model.config | model.settings | model.structures | model.boxes | model.ops.extension
-model.ops | model.anchors | model.matching | model.picture | model.backbones
-model.pooler | model.rpn | model.heads
-model.roi
+model.ops | model.anchors | model.matching | model.picture | model.norms
+model.backbones.blocks
+model.backbones.resnet | model.backbones.fpn
+model.backbones
+model.pooler | model.rpn | model.heads.box | model.heads.mask | model.heads.keypoint | model.heads.semantic
+model.roi.sampling
+model.roi.stages
+model.roi.cascade | model.roi.standard | model.roi.htc
 model.detector
 model.build | model.presets | model.checkpoint | model.convert
 
@@ -49,6 +54,8 @@ pipelines.__main__
 USES = {
     "model": {"model", "torch", "numpy", "safetensors"},
     "model.ops": {"model", "torch", "numpy", "torchvision"},
+    "model.picture": {"model", "torch", "numpy", "PIL", "cv2"},
+    "model.backbones.timm": {"model", "torch", "timm"},
     "pipelines": {"model", "pipelines", "torch", "numpy", "ray", "pyarrow", "PIL", "pycocotools", "mlflow", "tyro"},
 }
 PACKAGES = ("model", "pipelines")
