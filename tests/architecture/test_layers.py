@@ -18,17 +18,28 @@ model.config.backbone | model.config.rpn | model.config.heads
 model.config.detector
 model.config.fit
 model.config | model.settings | model.structures | model.boxes | model.ops.extension
+model.presets.rules
+model.presets.backbones | model.presets.heads
+model.presets.own | model.presets.torchvision | model.presets.detectron2 | model.presets.mmdetection
+    | model.presets.driving | model.presets.paper
+model.presets.named
+model.presets
 model.ops | model.anchors | model.matching | model.picture | model.backbones
 model.pooler | model.rpn | model.heads
 model.roi
 model.detector
-model.build | model.presets | model.checkpoint | model.convert
+model.build | model.checkpoint | model.convert
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_metrics
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes
+pipelines.presets.preset
+pipelines.presets.own | pipelines.presets.torchvision | pipelines.presets.detectron2 | pipelines.presets.mmdetection
+    | pipelines.presets.driving | pipelines.presets.paper
+pipelines.presets.named
+pipelines.presets.listing
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
     | pipelines.train_state
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
@@ -54,7 +65,7 @@ USES = {
 PACKAGES = ("model", "pipelines")
 
 # Packages that other code takes names from, not modules.
-NAMES = ("model.ops", "model.config", "model.convert")
+NAMES = ("model.ops", "model.config", "model.convert", "model.presets", "pipelines.presets")
 
 
 def parse_table(text: str) -> dict[str, int]:
