@@ -113,7 +113,8 @@ class CascadeMerge(enum.Enum):
 class LossDivisor(enum.Enum):
     """What the region proposal network's summed losses are divided by."""
 
-    SAMPLED = "sampled"  # the anchors in the loss (torchvision, MMDetection)
+    SAMPLED = "sampled"  # the anchors in the loss (torchvision)
+    ONE_POSITIVE = "one_positive"  # the same, a picture without positives counting as if it had one (MMDetection)
     CONFIGURED = "configured"  # `samples` times pictures, however many were found (Detectron2)
 
 

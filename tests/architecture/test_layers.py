@@ -24,8 +24,15 @@ model.presets.own | model.presets.torchvision | model.presets.detectron2 | model
     | model.presets.driving | model.presets.paper
 model.presets.named
 model.presets
-model.ops | model.anchors | model.matching | model.picture | model.backbones
-model.pooler | model.rpn | model.heads
+model.ops | model.anchors | model.matching | model.picture | model.norms
+model.backbones.blocks
+model.backbones.resnet | model.backbones.fpn
+model.backbones
+model.pooler | model.rpn | model.heads.box | model.heads.mask | model.heads.keypoint | model.heads.semantic
+model.heads
+model.roi.sampling
+model.roi.stages
+model.roi.cascade | model.roi.standard | model.roi.htc
 model.roi
 model.detector
 model.build | model.checkpoint | model.convert
@@ -33,15 +40,18 @@ model.build | model.checkpoint | model.convert
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
+    | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_metrics
+    | pipelines.job_cluster
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes
+    | pipelines.jobs | pipelines.node_facts
 pipelines.presets.preset
 pipelines.presets.own | pipelines.presets.torchvision | pipelines.presets.detectron2 | pipelines.presets.mmdetection
     | pipelines.presets.driving | pipelines.presets.paper
 pipelines.presets.named
 pipelines.presets.listing
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
-    | pipelines.train_state
+    | pipelines.train_state | pipelines.doctor
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
     | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
 pipelines.check | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed | pipelines.train_window
@@ -51,7 +61,7 @@ pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect
 pipelines.part_files | pipelines.evaluate | pipelines.launch
 pipelines.prepare | pipelines.train
 pipelines.run_report
-pipelines.demo
+pipelines.demo | pipelines.cli_clusters
 pipelines.cli
 pipelines.__main__
 """
@@ -60,6 +70,8 @@ pipelines.__main__
 USES = {
     "model": {"model", "torch", "numpy", "safetensors"},
     "model.ops": {"model", "torch", "numpy", "torchvision"},
+    "model.picture": {"model", "torch", "numpy", "PIL", "cv2"},
+    "model.backbones.timm": {"model", "torch", "timm"},
     "pipelines": {"model", "pipelines", "torch", "numpy", "ray", "pyarrow", "PIL", "pycocotools", "mlflow", "tyro"},
 }
 PACKAGES = ("model", "pipelines")

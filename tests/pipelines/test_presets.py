@@ -121,7 +121,7 @@ def test_weight_decay_and_precision():
     assert preset("mmdet_mask_rcnn_r50_fpn_1x").precision is Precision.FP32
 
 
-@pytest.mark.parametrize("name", ["small_mask_rcnn_r18_fpn", "torchvision_mask_rcnn_r50_fpn"])
+@pytest.mark.parametrize("name", ["small_mask_rcnn_r18_fpn", "mmdet_mask_rcnn_r50_fpn_1x"])
 def test_the_optimiser_has_something_to_train(name):
     config = preset(name)
     with torch.device("meta"):
