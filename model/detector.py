@@ -5,12 +5,28 @@ from torch import Tensor, nn
 
 from model.backbones.fpn import FeaturePyramid
 from model.backbones.single import SingleMap
-from model.config import ChannelOrder, DetectorConfig
+from model.config import ChannelOrder, DetectorConfig, RoIKind
 from model.roi.cascade import CascadeRoI
 from model.roi.htc import HybridTaskCascade
 from model.roi.standard import StandardRoI
 from model.rpn import RegionProposals
 from model.structures import Detections, Images, Targets
+
+
+def loss_names(config: DetectorConfig) -> tuple[str, ...]:
+    """The losses of a training step of such a detector, in order."""
+    rpn = ("rpn_cls", "rpn_box")
+    if config.roi is RoIKind.STANDARD:
+        heads = (("mask", config.mask.enabled), ("keypoint", config.keypoint.enabled))
+        return (*rpn, "cls", "box", *(name for name, enabled in heads if enabled))
+    semantic = ("semantic",) if config.semantic.enabled else ()
+    names = []
+    for stage in range(len(config.cascade.ious)):
+        has_mask = config.mask.enabled and (config.cascade.mask_each_stage or stage == 0)
+        parts = ("cls", "box", "mask") if has_mask else ("cls", "box")
+        names += [f"stage{stage}_{part}" for part in parts]
+    return (*rpn, *semantic, *names)
+
 
 RoIStage = StandardRoI | CascadeRoI | HybridTaskCascade
 
@@ -33,7 +49,6 @@ class Detector(nn.Module):
 
     Attributes:
         config: the configuration it was built from; saved beside its weights.
-        loss_names: the losses of a training step, in order.
     """
 
     def __init__(
@@ -45,7 +60,6 @@ class Detector(nn.Module):
         self.pyramid = pyramid
         self.rpn = rpn
         self.roi = roi
-        self.loss_names = ("rpn_cls", "rpn_box", *roi.loss_names)
         # On the device, so that a step never waits for a copy; not in checkpoints, since the config fixes them.
         self.register_buffer("mean", torch.tensor(config.picture.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.picture.std)[:, None, None], persistent=False)
@@ -59,7 +73,7 @@ class Detector(nn.Module):
         return levels
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
-        """The losses of a training step, scalars named by `loss_names`; their sum is the objective."""
+        """The losses of a training step, scalars named as `loss_names` says; their sum is the objective."""
         features = self.features(images)
         output = self.rpn(features)
         losses = self.rpn.losses(output, targets, images.sizes_hw)

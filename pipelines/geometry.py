@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.config import PictureConfig
+from model.config import PictureConfig, ResizeKernel
 from model.picture import resize, resized_hw
 
 FloatArray = npt.NDArray[np.float64]
@@ -84,12 +84,14 @@ class Placement:
         resized_hw: after the resize.
         window: (y0, x0, h, w) that is cut out of the resized picture.
         flip: mirror left and right, last.
+        kernel: interpolation of the resize.
     """
 
     source_hw: tuple[int, int]
     resized_hw: tuple[int, int]
     window: tuple[int, int, int, int]
     flip: bool
+    kernel: ResizeKernel = ResizeKernel.FLOAT_BILINEAR
 
     @property
     def size_hw(self) -> tuple[int, int]:
@@ -117,7 +119,7 @@ class Placement:
     def pixels(self, picture: Tensor) -> Tensor:
         """The picture [3, H, W], uint8, placed: [3, h, w] as `model.picture.resize` makes it."""
         y0, x0, height, width = self.window
-        placed = resize(picture, self.resized_hw)
+        placed = resize(picture, self.resized_hw, self.kernel)
         if self.crops:
             placed = placed[:, y0 : y0 + height, x0 : x0 + width]
         return placed.flip(2) if self.flip else placed
@@ -150,7 +152,7 @@ def draw_placement(
         height, width = (min(side, augment.crop_px) for side in resized)
         y0, x0 = rng.integers(0, resized[0] - height + 1), rng.integers(0, resized[1] - width + 1)
         window = (int(y0), int(x0), height, width)
-    return Placement(source_hw, resized, window, bool(rng.random() < augment.flip))
+    return Placement(source_hw, resized, window, bool(rng.random() < augment.flip), picture.kernel)
 
 
 def _draw(edges: tuple[int, ...], ranges: bool, rng: np.random.Generator) -> int:

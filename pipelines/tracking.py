@@ -90,6 +90,12 @@ class Tracker:
 
         self._with_client("log metrics", log)
 
+    def metric_names(self) -> list[str]:
+        """Every metric that was logged, sorted."""
+        names: list[str] = []
+        self._with_client("read metrics", lambda client: names.extend(client.get_run(self.run_id).data.metrics))
+        return sorted(names)
+
     def history(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a metric over all restarts, in order."""
         rows: list[tuple[int, float]] = []

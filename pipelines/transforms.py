@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from model.config import PictureConfig
+from model.config import DetectorConfig, PictureConfig
 from pipelines.decode import UNKNOWN_CLASS, decode_map, decode_rgb
 from pipelines.geometry import AugmentConfig, Placement, draw_placement, jitter_colour
 from pipelines.masks import crop, crop_rle, polygons_to_rle, rasterise
@@ -36,6 +36,12 @@ class Wanted:
     semantic: bool = False
     ignore: bool = False
     weights: bool = False
+
+    @classmethod
+    def by(cls, detector: DetectorConfig) -> "Wanted":
+        """What a detector of that configuration learns from."""
+        keypoints = detector.keypoint.num_keypoints if detector.keypoint.enabled else 0
+        return cls(keypoints=keypoints, semantic=detector.semantic.enabled)
 
 
 class MaskCrop(NamedTuple):

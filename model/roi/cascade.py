@@ -17,11 +17,7 @@ _SAMPLE_STREAM = 2  # of the first stage; the others follow
 
 
 class CascadeRoI(nn.Module):
-    """Three box heads one after the other, and a mask head for each of them or one for the first.
-
-    Attributes:
-        loss_names: the losses it gives, in order.
-    """
+    """Three box heads one after the other, and a mask head for each of them or one for the first."""
 
     def __init__(
         self,
@@ -38,9 +34,6 @@ class CascadeRoI(nn.Module):
         self.mask_heads = mask_heads
         self.stages = stages
         self.mask_config = mask_config
-        names = [(f"stage{i}_cls", f"stage{i}_box") for i in range(len(box_heads))]
-        masks = [(f"stage{i}_mask",) if i < len(mask_heads) else () for i in range(len(box_heads))]
-        self.loss_names = tuple(name for pair in zip(names, masks, strict=True) for part in pair for name in part)
 
     def losses(
         self, features: Sequence[Tensor], proposals: Proposals, targets: Targets, sizes_hw: Tensor

@@ -27,11 +27,7 @@ class _Maps(NamedTuple):
 
 
 class HybridTaskCascade(nn.Module):
-    """Three pairs of box and mask heads, and a semantic branch whose features both see.
-
-    Attributes:
-        loss_names: the losses it gives, in order.
-    """
+    """Three pairs of box and mask heads, and a semantic branch whose features both see."""
 
     def __init__(
         self,
@@ -52,8 +48,6 @@ class HybridTaskCascade(nn.Module):
         self.semantic = semantic
         self.stages = stages
         self.mask_config = mask_config
-        names = tuple(f"stage{i}_{part}" for i in range(len(box_heads)) for part in ("cls", "box", "mask"))
-        self.loss_names = names if semantic is None else ("semantic", *names)
 
     def losses(
         self, features: Sequence[Tensor], proposals: Proposals, targets: Targets, sizes_hw: Tensor

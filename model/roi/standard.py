@@ -16,11 +16,7 @@ _SAMPLE_STREAM = 2
 
 
 class StandardRoI(nn.Module):
-    """Samples proposals, trains the heads, and turns proposals into detections.
-
-    Attributes:
-        loss_names: the losses it gives, in order.
-    """
+    """Samples proposals, trains the heads, and turns proposals into detections."""
 
     def __init__(
         self,
@@ -42,8 +38,6 @@ class StandardRoI(nn.Module):
         self.keypoint_head = keypoint_head
         self.box_config = box_config
         self.mask_config = mask_config
-        heads = (("mask", mask_head), ("keypoint", keypoint_head))
-        self.loss_names = ("cls", "box", *(name for name, head in heads if head is not None))
 
     def _crops(self, features: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
         crops: Tensor = self.pooler(features, boxes, size)

@@ -131,7 +131,9 @@ def start_ray_node(node: Machine, address: str, cpus: int = 1, env: Mapping[str,
     ray = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--num-cpus={cpus}", "--num-gpus=0",
            "--object-store-memory=100000000", f"--node-ip-address={node.address}", "--disable-usage-stats"]  # fmt: skip
     head = address == f"{node.address}:{_RAY_PORT}"
-    where = ["--head", f"--port={_RAY_PORT}"] if head else [f"--address={address}"]
+    # Jobs come from other machines too, and every request needs the token.
+    dashboard = f"--dashboard-host={node.address}"
+    where = ["--head", f"--port={_RAY_PORT}", dashboard] if head else [f"--address={address}"]
     done = node.run([*ray, *where], env, timeout_s=120)
     if done.returncode:
         raise RuntimeError(f"Ray did not start on {node.name}: {done.stdout}{done.stderr}")

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from model.config import ChannelOrder
-from model.detector import LOSS_NAMES, normalise
+from model.config import ChannelOrder, DetectorConfig
+from model.detector import loss_names, normalise
 from model.picture import pad
 from model.structures import Images, Targets
 from tests.model.tiny_batch import SIDE, SLOTS, tiny_batch, tiny_detector
@@ -54,7 +54,7 @@ def test_thirty_steps_on_one_batch_halve_the_loss():
     for _ in range(30):
         optimiser.zero_grad()
         losses = detector(*batch)
-        assert tuple(losses) == LOSS_NAMES
+        assert tuple(losses) == loss_names(DetectorConfig())
         total = sum(losses.values())
         total.backward()
         optimiser.step()

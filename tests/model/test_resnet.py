@@ -7,8 +7,9 @@ from torchvision.models import resnet18, resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.backbones.resnet import FrozenBatchNorm, ResNet
+from model.backbones.resnet import ResNet
 from model.config import BackboneConfig, Norm, StrideIn
+from model.norms import FrozenBatchNorm
 
 DEPTHS = (18, 34, 50, 101)
 

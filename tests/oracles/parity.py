@@ -161,14 +161,15 @@ def _torchvision(config: dict[str, Any]) -> DetectorConfig:
             target=MaskTarget.SOFT,
             paste=PasteRule.PADDED_RESIZE,
         ),
-        keypoint=_keypoint(keypoint and keypoint["layers"], keypoint and keypoint["dim"], keypoint and keypoint["count"],
-                           KeypointScore.LOGIT),
-    )  # fmt: skip
+        keypoint=_keypoint(keypoint and (keypoint["layers"], keypoint["dim"], keypoint["count"]), KeypointScore.LOGIT),
+    )
 
 
-def _keypoint(layers: int | None, width: int | None, count: int | None, score: KeypointScore) -> KeypointHeadConfig:
-    if layers is None or width is None or count is None:
+def _keypoint(shape: tuple[int, int, int] | None, score: KeypointScore) -> KeypointHeadConfig:
+    """The head of (layers, width, keypoints); none where there is no shape."""
+    if shape is None:
         return KeypointHeadConfig()
+    layers, width, count = shape
     pairs = KeypointHeadConfig().flip_pairs if count == 17 else ()
     return KeypointHeadConfig(True, count, pairs, layers, width, score)
 
@@ -266,9 +267,7 @@ def _detectron2(config: dict[str, Any]) -> DetectorConfig:
             class_agnostic=mask["cls_agnostic_mask"] if mask else False,
         ),
         keypoint=_keypoint(
-            keypoint and len(keypoint["conv_dims"]),
-            keypoint and keypoint["conv_dims"][0],
-            keypoint and keypoint["num_keypoints"],
+            keypoint and (len(keypoint["conv_dims"]), keypoint["conv_dims"][0], keypoint["num_keypoints"]),
             KeypointScore.PROBABILITY,
         ),
     )

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from model.config import Norm
-from model.detector import LOSS_NAMES
+from model.config import DetectorConfig, Norm
+from model.detector import loss_names
 from model.settings import override, to_dict
 from pipelines import checkpoints, commit, train_feed
 from pipelines.config import EvaluationConfig, Precision
@@ -73,7 +73,7 @@ def test_what_a_run_reports(whole):
     _, rows = whole
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:
-        losses = [row[f"loss/{name}"] for name in LOSS_NAMES]
+        losses = [row[f"loss/{name}"] for name in loss_names(DetectorConfig())]
         assert all(np.isfinite(losses))
         assert row["loss/total"] == pytest.approx(sum(losses))
         assert row["epoch"] == pytest.approx(row["step"] * 4 / 9)
@@ -333,7 +333,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path):
     assert all(int(name[-8:]) < step for name in folders(tmp_path))
     written = json.loads((tmp_path / "skipped" / f"step-{step:08d}-worker-0.json").read_text())
     assert written["image_ids"] == train_feed.build_batches(config, CPU)[step - 1].image_ids.tolist()
-    assert set(written["losses"]) == set(LOSS_NAMES)
+    assert set(written["losses"]) == set(loss_names(DetectorConfig()))
 
 
 def test_weights_that_are_not_finite_are_not_saved(data, tmp_path):
@@ -393,7 +393,7 @@ def test_two_workers_are_one(of_two, tmp_path):
     rows = []
     fit(tiny_run.job(dataclasses.replace(config, out=str(tmp_path))), CPU, rows.append)
     for row, other in zip(left["rows"], rows, strict=True):
-        for name in LOSS_NAMES:
+        for name in loss_names(DetectorConfig()):
             assert row[f"loss/{name}"] == pytest.approx(other[f"loss/{name}"], rel=2e-3, abs=1e-5), (name, row["step"])
     for step in (2, 3):
         one, two = weights_at(tmp_path, step), weights_at(config.out, step)
