@@ -35,14 +35,21 @@ model.roi.stages
 model.roi.cascade | model.roi.standard | model.roi.htc
 model.roi
 model.detector
-model.build | model.checkpoint | model.convert
+model.build | model.checkpoint | model.convert.names | model.convert.steps
+model.convert.blocks
+model.convert.torchvision | model.convert.detectron2 | model.convert.mmdetection
+model.convert.conversion
+model.convert.architecture | model.convert.strict | model.convert.transfer
+model.convert.description | model.convert.mmdetection_config
+model.convert | model.convert.origins
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
+    | pipelines.array_pickle
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
     | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_metrics
-    | pipelines.job_cluster
+    | pipelines.job_cluster | pipelines.foreign_weights
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes
     | pipelines.jobs | pipelines.node_facts
 pipelines.presets.preset
@@ -55,10 +62,10 @@ pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.c
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
     | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
 pipelines.check | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed | pipelines.train_window
-    | pipelines.checkpoint_writer
+    | pipelines.checkpoint_writer | pipelines.class_lists
 pipelines.loop
 pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
-pipelines.part_files | pipelines.evaluate | pipelines.launch
+pipelines.part_files | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
 pipelines.prepare | pipelines.train
 pipelines.run_report
 pipelines.demo | pipelines.cli_clusters
