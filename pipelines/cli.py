@@ -36,15 +36,17 @@ def metrics_rows(name: str, metrics: Any) -> list[object]:
 _METRIC_HEADERS = ("", "AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-def _choose(arguments: Sequence[str], choices: Sequence[str], command: str, what: str) -> tuple[str, Sequence[str]]:
-    """The first word, one of `choices`, and the rest.
+def _choose(
+    arguments: Sequence[str], choices: Sequence[str], command: str, what: str, listed: str = ""
+) -> tuple[str, Sequence[str]]:
+    """The first word, one of `choices`, and the rest; `listed` stands for choices that are too many to list.
 
     Raises:
         ValueError: another word, or none.
     """
     if arguments and arguments[0] in choices:
         return arguments[0], arguments[1:]
-    listed = ", ".join(choices)
+    listed = listed or ", ".join(choices)
     if arguments and arguments[0] in ("-h", "--help"):
         show(f"usage: maskray {command} {what.upper()} ...\n\n{what}: one of {listed}\n\n"
               f"Then: maskray {command} {what.upper()} --help")  # fmt: skip
@@ -94,7 +96,10 @@ def _train(arguments: Sequence[str]) -> None:
     from pipelines import train
     from pipelines.presets import PRESETS, preset
 
-    name, rest = _choose(arguments, tuple(PRESETS), "train", "preset")
+    if arguments and not arguments[0].startswith("-"):
+        preset(arguments[0])  # its error knows what was probably meant
+    listed = f"the {len(PRESETS)} that `maskray list presets` shows"
+    name, rest = _choose(arguments, tuple(PRESETS), "train", "preset", listed)
     base = preset(name)
     config = parse(type(base), rest, f"train {name}", default=base)
     result = train.run(config, lambda plan: show(f"{name}: {plan}"))
@@ -174,23 +179,28 @@ def _demo(arguments: Sequence[str]) -> None:
 
 
 def _list(arguments: Sequence[str]) -> None:
-    from pipelines.presets import PRESETS
-
-    what, _ = _choose(arguments, ("presets", "datasets"), "list", "kind")
+    what, rest = _choose(arguments, ("presets", "datasets"), "list", "kind")
     if what == "presets":
-        rows = []
-        for name, make in PRESETS.items():
-            config = make()
-            backbone = config.detector.backbone
-            length = f"{config.optim.epochs} epochs" if config.optim.epochs else f"{config.optim.steps} steps"
-            rows.append((name, f"ResNet-{backbone.depth}", config.optim.batch, length,
-                         (make.__doc__ or "").split("\n", maxsplit=1)[0]))  # fmt: skip
-        show(table(("preset", "backbone", "batch", "length", ""), rows))
+        _list_presets(rest)
     else:
         show(table(("source", ""), [("coco", "COCO instances or keypoints json and its pictures; semantic maps"),
                                       ("cityscapes", "leftImg8bit and gtFine: eight classes, groups ignored"),
                                       ("nuimages", "key frames of the tables: ten classes, semantic maps"),
                                       ("images", "pictures without labels: folder, glob or list")]))  # fmt: skip
+
+
+def _list_presets(arguments: Sequence[str]) -> None:
+    from pipelines.presets import listing
+
+    config = parse(listing.ListPresetsConfig, arguments, "list presets", positional=True)
+    runs = listing.matching(config.words)
+    if config.json:
+        show(listing.as_json(runs))
+        return
+    show(table(listing.HEADERS, [listing.row(run) for run in runs]))
+    if config.words and (notes := listing.notes(runs)):
+        show("".join(f"\n{note}" for note in notes))
+    show(f"\n{listing.FOOTNOTE}")
 
 
 class _Command(NamedTuple):

@@ -18,34 +18,54 @@ model.config.backbone | model.config.rpn | model.config.heads
 model.config.detector
 model.config.fit
 model.config | model.settings | model.structures | model.boxes | model.ops.extension
+model.presets.rules
+model.presets.backbones | model.presets.heads
+model.presets.own | model.presets.torchvision | model.presets.detectron2 | model.presets.mmdetection
+    | model.presets.driving | model.presets.paper
+model.presets.named
+model.presets
 model.ops | model.anchors | model.matching | model.picture | model.norms
 model.backbones.blocks
 model.backbones.resnet | model.backbones.fpn
 model.backbones
 model.pooler | model.rpn | model.heads.box | model.heads.mask | model.heads.keypoint | model.heads.semantic
+model.heads
 model.roi.sampling
 model.roi.stages
 model.roi.cascade | model.roi.standard | model.roi.htc
+model.roi
 model.detector
-model.build | model.presets | model.checkpoint | model.convert
+model.build | model.checkpoint | model.convert.names | model.convert.steps
+model.convert.blocks
+model.convert.torchvision | model.convert.detectron2 | model.convert.mmdetection
+model.convert.conversion
+model.convert.architecture | model.convert.strict | model.convert.transfer
+model.convert.description | model.convert.mmdetection_config
+model.convert | model.convert.origins
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
+    | pipelines.array_pickle
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
     | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_metrics
-    | pipelines.job_cluster
+    | pipelines.job_cluster | pipelines.foreign_weights
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes
     | pipelines.jobs | pipelines.node_facts
+pipelines.presets.preset
+pipelines.presets.own | pipelines.presets.torchvision | pipelines.presets.detectron2 | pipelines.presets.mmdetection
+    | pipelines.presets.driving | pipelines.presets.paper
+pipelines.presets.named
+pipelines.presets.listing
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
     | pipelines.train_state | pipelines.doctor
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
     | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
 pipelines.check | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed | pipelines.train_window
-    | pipelines.checkpoint_writer
+    | pipelines.checkpoint_writer | pipelines.class_lists
 pipelines.loop
 pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
-pipelines.part_files | pipelines.evaluate | pipelines.launch
+pipelines.part_files | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
 pipelines.prepare | pipelines.train
 pipelines.run_report
 pipelines.demo | pipelines.cli_clusters
@@ -64,7 +84,7 @@ USES = {
 PACKAGES = ("model", "pipelines")
 
 # Packages that other code takes names from, not modules.
-NAMES = ("model.ops", "model.config", "model.convert")
+NAMES = ("model.ops", "model.config", "model.convert", "model.presets", "pipelines.presets")
 
 
 def parse_table(text: str) -> dict[str, int]:
