@@ -143,7 +143,19 @@ def _train(arguments: Sequence[str]) -> None:
 
 def _show_evaluation(found: Any) -> None:
     rows = [metrics_rows(name, part) for name, part in (("box", found.box), ("mask", found.mask)) if part is not None]
-    _show(_table(_METRIC_HEADERS, rows))
+    if rows:
+        _show(_table(_METRIC_HEADERS, rows))
+    if found.keypoints is not None:
+        headers = ("AP", "AP50", "AP75", "APm", "APl", "AR")
+        cells = [_percent(getattr(found.keypoints, key)) for key in headers]
+        _show(_table(("", *headers), [("keypoints", *cells)]))
+    if found.cityscapes is not None:
+        official = found.cityscapes
+        classes = [
+            (name, _percent(value), _percent(official.per_class50[name])) for name, value in official.per_class.items()
+        ]
+        classes.append(("all", _percent(official.AP), _percent(official.AP50)))
+        _show(_table(("cityscapes mask", "AP", "AP50"), classes))
 
 
 def _evaluate(arguments: Sequence[str]) -> None:

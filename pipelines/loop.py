@@ -22,6 +22,7 @@ from pipelines.dataset import Dataset
 from pipelines.loading import Batch, Source, TrainBatches, stream
 from pipelines.manifest import ClassInfo
 from pipelines.optim import build_optimiser, learning_rate_at, set_learning_rate
+from pipelines.transforms import Wanted
 
 
 class TrainingError(ValueError):
@@ -72,9 +73,14 @@ def build_batches(config: TrainConfig, place: Place) -> TrainBatches:
     sets = [Dataset(uri) for uri in config.train]
     shares = batch_shares(config.optim.batch, config.ratio or tuple(len(dataset) for dataset in sets))
     sources = [Source(dataset, share) for dataset, share in zip(sets, shares, strict=True)]
+    detector = config.detector
+    wanted = Wanted(
+        keypoints=detector.keypoint.num_keypoints if detector.keypoint.enabled else 0,
+        semantic=detector.semantic.num_classes if detector.semantic.enabled else 0,
+    )
     return TrainBatches(
-        sources, config.detector.picture, config.augment, config.seed, place.rank, place.world,
-        config.shuffle_window or None,
+        sources, detector.picture, config.augment, config.seed, place.rank, place.world, config.shuffle_window or None,
+        wanted,
     )  # fmt: skip
 
 

@@ -89,6 +89,8 @@ def validate_rle(counts: object, height: int, width: int) -> bytes:
         raise MaskError(f"run {int(runs.argmin())} is {int(runs.min())}, wanted >= 0")
     if runs.max() > height * width or int(runs.sum()) != height * width:
         raise MaskError(f"runs sum to {int(runs.sum())}, wanted {height} x {width} = {height * width}")
+    if not isinstance(counts, list | tuple) and runs[1:].all():
+        return counts if isinstance(counts, bytes) else counts.encode("ascii")  # parsed, so canonical but for its runs
     return format_counts(_without_empty_runs(runs))
 
 
@@ -118,7 +120,7 @@ def parse_counts(text: str | bytes) -> IntArray:
     place = np.arange(symbols.size) - np.repeat(starts, lengths)
     values = np.add.reduceat((symbols & 0x1F) << (5 * place), starts)
     values -= np.where(symbols[ends] & 0x10, np.int64(1) << (5 * lengths), 0)  # two's complement of 5 * length bits
-    if not np.array_equal(lengths, _groups_needed(values)):
+    if _has_redundant_group(symbols, ends, lengths).any():
         raise MaskError("counts are not canonical: a number is written in more groups than it needs")
     runs = values.copy()
     runs[1::2] = np.cumsum(values[1::2])
@@ -273,6 +275,12 @@ def _fitting_runs(counts: bytes, height: int, width: int) -> IntArray:
 
 def _values(runs: IntArray) -> ByteArray:
     return np.repeat((np.arange(runs.size) % 2).astype(np.uint8), runs)
+
+
+def _has_redundant_group(symbols: IntArray, ends: IntArray, lengths: IntArray) -> npt.NDArray[np.bool_]:
+    """For each number whether its last group only repeats the sign, which no encoder writes."""
+    sign = np.where(symbols[ends - 1] & 0x10, 0x1F, 0)
+    return np.asarray((lengths > 1) & (symbols[ends] == sign))
 
 
 def _groups_needed(values: IntArray) -> IntArray:

@@ -27,13 +27,13 @@ class Wanted:
 
     Attributes:
         keypoints: most keypoints an object has; 0 for none.
-        semantic: class of each pixel.
+        semantic: classes that a semantic branch tells apart; 0 for none.
         ignore: boxes of crowds and ignored regions, as neither object nor background; else they are left out.
         weights: the objects' loss weights.
     """
 
     keypoints: int = 0
-    semantic: bool = False
+    semantic: int = 0
     ignore: bool = False
     weights: bool = False
 

@@ -26,13 +26,14 @@ model.build | model.presets | model.checkpoint | model.convert
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
-    | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
-pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_metrics
-pipelines.manifest | pipelines.html | pipelines.config
+    | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session
+    | pipelines.shard_runner
+pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_rows
+pipelines.manifest | pipelines.html | pipelines.config | pipelines.coco_metrics
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
     | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
-pipelines.check | pipelines.prepare_config | pipelines.loop | pipelines.comparison
+pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.loop | pipelines.comparison
 pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
 pipelines.part_files | pipelines.evaluate | pipelines.launch
 pipelines.prepare | pipelines.train
@@ -46,7 +47,20 @@ pipelines.__main__
 USES = {
     "model": {"model", "torch", "numpy", "safetensors"},
     "model.ops": {"model", "torch", "numpy", "torchvision"},
-    "pipelines": {"model", "pipelines", "torch", "numpy", "ray", "pyarrow", "PIL", "pycocotools", "mlflow", "tyro"},
+    "pipelines": {
+        "model",
+        "pipelines",
+        "torch",
+        "numpy",
+        "ray",
+        "pyarrow",
+        "PIL",
+        "pycocotools",
+        "faster_coco_eval",
+        "cityscapesscripts",
+        "mlflow",
+        "tyro",
+    },
 }
 PACKAGES = ("model", "pipelines")
 
