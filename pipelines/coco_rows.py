@@ -8,7 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from pipelines import masks
-from pipelines.masks import MaskError, polygons_to_rle, validate_polygons, validate_rle
+from pipelines.masks import MaskError, polygons_to_rle, validate_rle
+from pipelines.polygons import validate_polygons
 from pipelines.run_lengths import areas
 
 Kind = Literal["bbox", "segm", "keypoints"]

@@ -92,7 +92,14 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
     images, targets, ids = batch
     masks = PackedMasks(*map(move, targets.masks))
-    moved = Targets(move(targets.boxes), move(targets.labels), move(targets.valid), masks, move(targets.seeds))
+    optional = {
+        name: move(part)
+        for name in ("keypoints", "semantic", "ignore", "weights")
+        if (part := getattr(targets, name)) is not None
+    }
+    moved = Targets(
+        move(targets.boxes), move(targets.labels), move(targets.valid), masks, move(targets.seeds), **optional
+    )
     return Batch(Images(move(images.pixels), move(images.sizes_hw)), moved, ids)
 
 

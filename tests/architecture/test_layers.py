@@ -28,9 +28,10 @@ pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode 
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session
     | pipelines.shard_runner
-pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_rows
-pipelines.manifest | pipelines.html | pipelines.config | pipelines.coco_metrics
+pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.polygons
+pipelines.manifest | pipelines.html | pipelines.config | pipelines.coco_rows
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
+    | pipelines.coco_metrics
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
     | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.loop | pipelines.comparison

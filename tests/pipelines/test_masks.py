@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pipelines import masks
+from pipelines import masks, polygons
 from tests.oracles import run_lengths
 
 DATA = os.environ.get("MASKRAY_TEST_DATA")
@@ -152,13 +152,13 @@ def test_empty_runs_inside_are_merged():
 )
 def test_bad_polygons_say_what_is_wrong(rings, match):
     with pytest.raises(masks.MaskError, match=match):
-        masks.validate_polygons(rings, 20, 30)
+        polygons.validate_polygons(rings, 20, 30)
 
 
 def test_an_outline_that_would_take_gigabytes_is_refused():
     zigzag = [0.0, 0.0, 8000.0, 8000.0] * 3000
     with pytest.raises(masks.MaskError, match="steps of 1/5 px"):
-        masks.validate_polygons([zigzag], 8000, 8000)
+        polygons.validate_polygons([zigzag], 8000, 8000)
 
 
 def test_short_rings_are_left_out_and_polygons_equal_pycocotools():
@@ -169,7 +169,7 @@ def test_short_rings_are_left_out_and_polygons_equal_pycocotools():
             np.round(rng.uniform(-3, 62, 2 * int(rng.integers(3, 9))) % (2 * min(height, width)) - 2, 2).tolist()
             for _ in range(int(rng.integers(1, 4)))
         ]
-        kept = masks.validate_polygons([*rings, [1.0, 2.0]], height, width)
+        kept = polygons.validate_polygons([*rings, [1.0, 2.0]], height, width)
         assert [ring.tolist() for ring in kept] == rings
         theirs = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(rings, height, width)))
         np.testing.assert_array_equal(masks.rasterise(kept, height, width), theirs)
@@ -197,7 +197,7 @@ def test_every_real_mask_equals_pycocotools(split):
         theirs = coco_mask.frPyObjects(raw, height, width)
         theirs = coco_mask.decode(coco_mask.merge(theirs) if isinstance(theirs, list) else theirs)
         ours = (
-            masks.validate_polygons(raw, height, width)
+            polygons.validate_polygons(raw, height, width)
             if isinstance(raw, list)
             else masks.validate_rle(raw["counts"], height, width)
         )
