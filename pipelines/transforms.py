@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from model.config import PictureConfig
-from pipelines.decode import UNKNOWN_CLASS, decode_map, decode_rgb
+from pipelines.decode import UNKNOWN_CLASS, decode_map, decode_rgb_fast
 from pipelines.geometry import AugmentConfig, Placement, draw_placement, jitter_colour
-from pipelines.masks import crop, crop_rle, polygons_to_rle, rasterise
+from pipelines.masks import crop, crop_polygons, rasterise
 from pipelines.records import Instance, Record
 
 _MIN_SIDE_PX = 1
@@ -82,7 +82,7 @@ def picture_tensor(record: Record) -> Tensor:
     Raises:
         DecodeError: the bytes are not a picture that can be decoded.
     """
-    return torch.from_numpy(decode_rgb(record.image)).permute(2, 0, 1)
+    return torch.from_numpy(decode_rgb_fast(record.image)).permute(2, 0, 1)
 
 
 def mirrored(names: Sequence[str]) -> tuple[int, ...]:
@@ -166,7 +166,7 @@ def _mask_crop(instance: Instance, record: Record, placement: Placement) -> Mask
     """The object's mask on the placed picture; None where it has none."""
     if instance.polygons is not None:
         rings = [placement.points(ring.reshape(-1, 2)).ravel() for ring in instance.polygons]
-        return MaskCrop(*crop_rle(polygons_to_rle(rings, *placement.size_hw), *placement.size_hw))
+        return MaskCrop(*crop_polygons(rings, *placement.size_hw))
     if instance.rle is None:
         return None
     return MaskCrop(*crop(placement.values(rasterise(instance.rle, record.height, record.width))))

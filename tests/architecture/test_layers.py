@@ -59,6 +59,7 @@ USES = {
         "pycocotools",
         "faster_coco_eval",
         "cityscapesscripts",
+        "simplejpeg",
         "mlflow",
         "tyro",
     },
