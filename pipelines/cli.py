@@ -119,7 +119,19 @@ def _train(arguments: Sequence[str]) -> None:
 
 def __show_evaluation(found: Any) -> None:
     rows = [metrics_rows(name, part) for name, part in (("box", found.box), ("mask", found.mask)) if part is not None]
-    show(table(_METRIC_HEADERS, rows))
+    if rows:
+        show(table(_METRIC_HEADERS, rows))
+    if found.keypoints is not None:
+        headers = ("AP", "AP50", "AP75", "APm", "APl", "AR")
+        cells = [_percent(getattr(found.keypoints, key)) for key in headers]
+        show(table(("", *headers), [("keypoints", *cells)]))
+    if found.cityscapes is not None:
+        official = found.cityscapes
+        classes = [
+            (name, _percent(value), _percent(official.per_class50[name])) for name, value in official.per_class.items()
+        ]
+        classes.append(("all", _percent(official.AP), _percent(official.AP50)))
+        show(table(("cityscapes mask", "AP", "AP50"), classes))
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
