@@ -1,6 +1,7 @@
 """Tracking with MLflow: one run for a training and all its restarts. Failures of the tracker never stop a run."""
 
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 _LOG = logging.getLogger(__name__)
 _EXPERIMENT = "maskray"
 _SQLITE = "sqlite:///"
+_FORBIDDEN = re.compile(r"[^\w\-. :/]")  # in names of metrics, such as those of classes
 _PARAM_LIMIT = 6000  # characters of a value that every MLflow store accepts
 
 
@@ -86,7 +88,8 @@ class Tracker:
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
-            client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+            rows = [Metric(_FORBIDDEN.sub("_", name), value, now, step) for name, value in values.items()]
+            client.log_batch(self.run_id, metrics=rows)
 
         self._with_client("log metrics", log)
 

@@ -13,6 +13,7 @@ from pipelines.launch import launch
 from pipelines.manifest import ClassInfo, Manifest
 from pipelines.optim import resolve_schedule
 from pipelines.tracking import Tracker
+from pipelines.validation import Measurements
 
 _RUN_FILE = "run.json"
 _KIND = "run"
@@ -28,11 +29,15 @@ class TrainResult(NamedTuple):
 
     Attributes:
         checkpoint: URI of the final checkpoint.
+        best: URI of the best checkpoint by `evaluation.metric`; empty where none was measured.
+        steps: optimiser steps done; fewer than asked for where measuring ended the run.
         tracking_uri: where its metrics are.
         tracking_run: id of the MLflow run.
     """
 
     checkpoint: str
+    best: str
+    steps: int
     tracking_uri: str
     tracking_run: str
 
@@ -211,15 +216,24 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
         commit.write_file(storage.open_uri(config.out)[0], path, data)
     status = "FAILED"
     try:
-        if done < config.optim.steps:
-            launch(config, classes, tracker, done)
+        if done < config.optim.steps and not _is_over(config):
+            launch(config, classes, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         tracker.finish(status)
-    return TrainResult(checkpoints.load(config.out).uri, tracker.uri, tracker.run_id)
+    final = checkpoints.load(config.out)
+    best = Measurements(config.out, config.evaluation.metric).best
+    best_uri = "" if best is None else checkpoints.at_step(config.out, best).uri
+    return TrainResult(final.uri, best_uri, final.step, tracker.uri, tracker.run_id)
+
+
+def _is_over(config: TrainConfig) -> bool:
+    """Whether an earlier attempt ended the run early."""
+    patience = config.evaluation.patience
+    return bool(patience) and Measurements(config.out, config.evaluation.metric).since_best >= patience
 
 
 def log_evaluation(result: TrainResult, found: Evaluation, step: int) -> None:

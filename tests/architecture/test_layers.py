@@ -22,7 +22,7 @@ model.build | model.presets | model.checkpoint | model.convert
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
     | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines | pipelines.shape_drawing
-    | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
+    | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.network | pipelines.shard_runner
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_metrics
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
@@ -30,7 +30,11 @@ pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.c
 pipelines.datasets | pipelines.check_instance | pipelines.dataset_writer | pipelines.loading | pipelines.inference
     | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
 pipelines.check | pipelines.comparison | pipelines.train_feed | pipelines.train_window | pipelines.checkpoint_writer
+    | pipelines.validation | pipelines.watchdog
 pipelines.loop
+pipelines.inbox | pipelines.evaluator
+pipelines.train_worker
+pipelines.follower
 pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
 pipelines.part_files | pipelines.evaluate | pipelines.launch
 pipelines.prepare | pipelines.train

@@ -355,6 +355,12 @@ def distance(one, other):
     return sum(float((one[name].double() - other[name].double()).square().sum()) for name in one) ** 0.5
 
 
+def two_workers(folder, work, *arguments):
+    """What two gloo processes were left with."""
+    mp.spawn(tiny_run.as_one_of_two, (work, str(folder), *arguments), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
 @pytest.fixture(scope="module")
 def of_two(tmp_path_factory):
     """Three steps of two workers: the run, what each worker was left with, and the folder.
@@ -367,8 +373,7 @@ def of_two(tmp_path_factory):
     optim = {"steps": 3, "warmup_steps": 0, "learning_rate": 0.01}
     config = tiny_run.config(data, folder / "run", Norm.FROZEN, optim, {"workers": 2, "checkpoint_every": 2})
     config = override(override(config, "detector.box.samples", 8), "detector.box.positive_share", 0.125)
-    mp.spawn(tiny_run.fit_as_one_of_two, (config, str(folder)), nprocs=2)
-    return config, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)], folder
+    return config, two_workers(folder, tiny_run.fit_and_keep, config), folder
 
 
 def weights_at(out, step):
@@ -410,3 +415,37 @@ def test_one_worker_goes_on_from_a_checkpoint_of_two(of_two, tmp_path):
     assert [row["step"] for row in rows] == [3]
     one, two = weights_at(tmp_path, 3), weights_at(config.out, 3)
     assert distance(one, two) < 1e-3 * distance(one, weights_at(config.out, 2))
+
+
+def test_workers_agree_to_leave_out_a_step_that_only_one_could_not_do(data, tmp_path):
+    config = tiny_run.config(data, tmp_path / "run", optim={"steps": 3, "max_skipped": 1}, execution={"workers": 2})
+    left, right = two_workers(tmp_path, tiny_run.fit_with_a_bad_picture, config, 2)
+    assert right == []
+    assert [(row["step"], row["skipped_steps"]) for row in left] == [(1, 0), (2, 1), (3, 0)]
+    # Only the worker whose pictures they were names them, and the weights saved are those of good steps.
+    assert [path.name for path in (tmp_path / "run" / "skipped").iterdir()] == ["step-00000002-worker-1.json"]
+    written = json.loads((tmp_path / "run" / "skipped" / "step-00000002-worker-1.json").read_text())
+    share = train_feed.build_batches(config, train_feed.Place(1, 2, torch.device("cpu")))[1]
+    assert written["image_ids"] == share.image_ids.tolist()
+    for value in checkpoints.load_detector(checkpoints.load(config.out)).state_dict().values():
+        assert value.isfinite().all()
+
+
+@pytest.mark.soak
+def test_workers_agree_to_stop(data, tmp_path):
+    config = tiny_run.config(data, tmp_path / "run", optim={"steps": 3}, execution={"workers": 2})
+    told = two_workers(tmp_path, tiny_run.fit_with_a_bad_picture, config, 2)
+    assert told[0] == told[1]
+    assert told[0].startswith("TrainingError: a loss of worker 1 is not finite at step 2 (its pictures: ")
+    assert folders(tmp_path / "run") == []
+
+
+def test_a_replica_that_drifts_apart_is_found_before_it_is_saved(data, tmp_path):
+    execution = {"workers": 2, "checkpoint_every": 2}
+    config = tiny_run.config(data, tmp_path / "run", execution=execution)
+    told = two_workers(tmp_path, tiny_run.fit_on_a_machine_that_computes_wrongly, config, 3)
+    assert told[0] == told[1]
+    assert told[0].startswith(
+        "TrainingError: the weights of worker 1 are not those of the others at step 4: its machine"
+    )
+    assert folders(tmp_path / "run") == ["step-00000002"]
