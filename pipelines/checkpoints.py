@@ -126,6 +126,7 @@ def write(run: str, made: Snapshot) -> Checkpoint:
     filesystem, folder = storage.open_uri(uri)
     if storage.is_file(filesystem, storage.join(folder, FILE_NAME)):
         return load(uri)
+    commit.sweep_temps(filesystem, folder)
     hashes = {}
     for name, tensors in made.files.items():
         data = to_bytes(tensors)

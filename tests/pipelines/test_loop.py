@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -18,6 +21,7 @@ from pipelines.config import EvaluationConfig, Precision
 from pipelines.loop import Job, Supervisor, TrainingError, fit
 from pipelines.optim import Algorithm
 from tests.pipelines import tiny_run, tiny_shards
+from tests.pipelines.killed_runs import random_times
 from tests.pipelines.tiny_run import CPU
 
 
@@ -349,6 +353,39 @@ def test_a_job_survives_plain_values(data, tmp_path):
     job = Job(tiny_run.config(data, tmp_path, precision=Precision.BF16), tiny_shards.CLASSES)
     raw = {"config": to_dict(job.config), "classes": [dataclasses.asdict(info) for info in job.classes]}
     assert Job.from_dict(raw) == job
+
+
+# Two checkpoints of three files: every fault point of each write, and some moments of which nobody chose the place.
+POINTS = [[write, point] for write in range(1, 7) for point in commit.FAULT_POINTS]
+SOME = [POINTS[at] for at in (0, 7, 15, 20, 28)]
+
+
+def killed_runs(data, folder, points):
+    command = [sys.executable, "-m", "tests.pipelines.killed_runs", data.uri, str(folder), json.dumps(points)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "points", [pytest.param(SOME, id="some"), pytest.param([*POINTS, *random_times(14, 0.5, 2.5)], id="all",
+                                                           marks=pytest.mark.soak)]
+)  # fmt: skip
+def test_a_run_killed_in_a_save_or_anywhere_resumes_exactly(data, tmp_path, points):
+    whole = tiny_run.config(data, tmp_path / "whole", optim={"steps": 4})
+    fit(tiny_run.job(whole), CPU, lambda row: None)
+    wanted = checkpoints.load(whole.out).hash
+    found = killed_runs(data, tmp_path, points)
+    assert [point for point, *_ in found] == points
+    for point, status, left, ended, step, hash_, temps in found:
+        assert status == -signal.SIGKILL or len(point) == 1, point
+        # A checkpoint is there once its manifest, the third file, has its name.
+        manifests = (
+            [(point[0] - (point[1] not in ("after_rename", "after_folder_fsync"))) // 3] if point[1:] else [0, 1, 2]
+        )
+        assert left in [[2, 4][:count] for count in manifests], point
+        assert (ended, step, hash_) == (0, 4, wanted), point
+        assert temps == [], point
 
 
 def distance(one, other):
