@@ -121,6 +121,10 @@ def _train(arguments: Sequence[str]) -> None:
     config = _parse(type(base), rest, f"train {name}", default=base)
     result = train.run(config, lambda plan: _show(f"{name}: {plan}"))
     _show(f"checkpoint: {result.checkpoint}")
+    if result.best:
+        _show(f"best by {config.evaluation.metric}: {result.best}")
+    if result.model:
+        _show(f"registered: {result.model}")
     if config.val:
         from pipelines import evaluate
 
@@ -130,7 +134,7 @@ def _train(arguments: Sequence[str]) -> None:
                 gpu=config.execution.gpu, address=config.execution.address,
             )
         )  # fmt: skip
-        train.log_evaluation(result, found, config.optim.steps)
+        train.log_evaluation(result, found, result.steps)
         _show_evaluation(found)
 
 
@@ -245,8 +249,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         name, rest = _choose(words, tuple(COMMANDS), "", "command")
         COMMANDS[name].run(rest)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where it stopped", 130)
+    except KeyboardInterrupt as interrupt:
+        # 128 + the signal's number, as shells have it: SIGTERM is named by who caught it.
+        _fail("interrupted; the same command goes on where it stopped", 143 if interrupt.args else 130)
     # ImportError: the operators are not built, and the message says what to run.
     except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
         if os.environ.get("MASKRAY_TRACEBACK"):
