@@ -37,8 +37,10 @@ def test_what_lies_in_the_padding_does_not_matter():
         picture[:, :, width:] = 200
     assert not torch.equal(dirty, images.pixels)
     with torch.no_grad():
-        for one, other in zip(detector.predict(images), detector.predict(images._replace(pixels=dirty)), strict=True):
-            assert torch.equal(one, other)
+        clean, other = detector.predict(images), detector.predict(images._replace(pixels=dirty))
+        assert clean.heatmaps is other.heatmaps is None
+        for one, two in zip(clean[:-1], other[:-1], strict=True):
+            assert torch.equal(one, two)
         for value, other in zip(
             detector(images, targets).values(), detector(images._replace(pixels=dirty), targets).values(), strict=True
         ):
@@ -124,7 +126,7 @@ def test_a_picture_s_detections_do_not_depend_on_its_neighbours():
     assert not together.masks.requires_grad
     for b in range(2):
         alone = detector.predict(Images(images.pixels[b : b + 1], images.sizes_hw[b : b + 1]))
-        for one, other in zip(alone, together, strict=True):
+        for one, other in zip(alone[:-1], together[:-1], strict=True):
             torch.testing.assert_close(one[0], other[b], rtol=1e-4, atol=1e-4)
 
 

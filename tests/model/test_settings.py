@@ -52,7 +52,13 @@ SPECIAL = {
     "anchors.sizes_px": lambda value: [size + 1 for size in value],
     "optim.milestones": lambda value: [*value, 10**9],
     "augment.short_edges_px": lambda value: [10, 20],
+    "augment.long_edges_px": lambda value: [3000, 4000],
+    "augment.jitter": lambda value: [0.1, 2.0],
+    "ratio": lambda value: [2, 1],
 }
+
+# Fields that can be set only where another is set first.
+NEEDS = {"ratio": ("train", ["a", "b"]), "augment.jitter": ("augment.crop_px", 64)}
 
 CHANGES = {  # bool before int: it is one
     bool: lambda value: not value,
@@ -106,10 +112,8 @@ def assert_settable(config, path, value):
 def test_each_field_can_be_set_by_its_dotted_name(make):
     config = make()
     for path, value in leaves(config):
-        if path == "ratio":  # needs as many training sets
-            assert_settable(override(config, "train", ["a", "b"]), path, [2, 1])
-        else:
-            assert_settable(config, path, changed(path, value))
+        ready = override(config, *NEEDS[path]) if path in NEEDS else config
+        assert_settable(ready, path, changed(path, value))
 
 
 @pytest.mark.parametrize("make", CONFIGS.values(), ids=CONFIGS)
