@@ -126,6 +126,7 @@ def write(run: str, made: Snapshot) -> Checkpoint:
     filesystem, folder = storage.open_uri(uri)
     if storage.is_file(filesystem, storage.join(folder, FILE_NAME)):
         return load(uri)
+    commit.sweep_temps(filesystem, folder)
     hashes = {}
     for name, tensors in made.files.items():
         data = to_bytes(tensors)
@@ -226,7 +227,7 @@ def retain(run: str, keep: int, protected: Collection[int]) -> list[int]:
     return doomed
 
 
-def _read_checked(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
+def _read_bytes(checkpoint: Checkpoint, name: str) -> bytes:
     filesystem, folder = storage.open_uri(checkpoint.uri)
     try:
         data = storage.read_bytes(filesystem, storage.join(folder, name))
@@ -236,7 +237,23 @@ def _read_checked(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{checkpoint.uri}/{name} does not match the sha256 in {FILE_NAME}: it is damaged; use another checkpoint"
         )
-    return from_bytes(data)
+    return data
+
+
+def _read_checked(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
+    return from_bytes(_read_bytes(checkpoint, name))
+
+
+def model_files(checkpoint: Checkpoint) -> dict[str, bytes]:
+    """What is needed to predict with a checkpoint, by file name: a folder of them loads as the checkpoint does.
+
+    Raises:
+        CheckpointError: a file is missing or damaged.
+    """
+    weights = _AVERAGE if _AVERAGE in checkpoint.files else _MODEL
+    filesystem, folder = storage.open_uri(checkpoint.uri)
+    manifest = storage.read_bytes(filesystem, storage.join(folder, FILE_NAME))
+    return {weights: _read_bytes(checkpoint, weights), FILE_NAME: manifest}
 
 
 _REMAINDER = "remainder.safetensors"

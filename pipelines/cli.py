@@ -104,6 +104,10 @@ def _train(arguments: Sequence[str]) -> None:
     config = parse(type(base), rest, f"train {name}", default=base)
     result = train.run(config, lambda plan: show(f"{name}: {plan}"))
     show(f"checkpoint: {result.checkpoint}")
+    if result.best:
+        show(f"best by {config.evaluation.metric}: {result.best}")
+    if result.model:
+        show(f"registered: {result.model}")
     if config.val:
         from pipelines import evaluate
 
@@ -113,13 +117,25 @@ def _train(arguments: Sequence[str]) -> None:
                 gpu=config.execution.gpu, address=config.execution.address,
             )
         )  # fmt: skip
-        train.log_evaluation(result, found, config.optim.steps)
-        __show_evaluation(found)
+        train.log_evaluation(result, found, result.steps)
+        _show_evaluation(found)
 
 
-def __show_evaluation(found: Any) -> None:
+def _show_evaluation(found: Any) -> None:
     rows = [metrics_rows(name, part) for name, part in (("box", found.box), ("mask", found.mask)) if part is not None]
-    show(table(_METRIC_HEADERS, rows))
+    if rows:
+        show(table(_METRIC_HEADERS, rows))
+    if found.keypoints is not None:
+        headers = ("AP", "AP50", "AP75", "APm", "APl", "AR")
+        cells = [_percent(getattr(found.keypoints, key)) for key in headers]
+        show(table(("", *headers), [("keypoints", *cells)]))
+    if found.cityscapes is not None:
+        official = found.cityscapes
+        classes = [
+            (name, _percent(value), _percent(official.per_class50[name])) for name, value in official.per_class.items()
+        ]
+        classes.append(("all", _percent(official.AP), _percent(official.AP50)))
+        show(table(("cityscapes mask", "AP", "AP50"), classes))
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
@@ -127,7 +143,7 @@ def _evaluate(arguments: Sequence[str]) -> None:
 
     config = parse(evaluate.EvaluateConfig, arguments, "evaluate")
     found = evaluate.run(config)
-    __show_evaluation(found)
+    _show_evaluation(found)
     if found.predictions:
         show(f"metrics and predictions: {found.predictions}")
 
@@ -269,8 +285,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         name, rest = _choose(words, tuple(COMMANDS), "", "command")
         COMMANDS[name].run(rest)
-    except KeyboardInterrupt:
-        _fail("interrupted; the same command goes on where it stopped", 130)
+    except KeyboardInterrupt as interrupt:
+        # 128 + the signal's number, as shells have it: SIGTERM is named by who caught it.
+        _fail("interrupted; the same command goes on where it stopped", 143 if interrupt.args else 130)
     # ImportError: the operators are not built, and the message says what to run.
     except (ValueError, KeyError, TypeError, OSError, ImportError) as error:
         if os.environ.get("MASKRAY_TRACEBACK"):

@@ -110,6 +110,8 @@ class TrainConfig:
         shuffle_window: shards shuffled together; 0 for all.
         precision: arithmetic of the network.
         deterministic: only operators that give the same bits again on the same kind of machine; slower on GPUs.
+        register: name under which MLflow registers the final model (the best one, where checkpoints are measured);
+            empty registers none.
         tracking_uri: MLflow server or sqlite:///FILE; empty is MLflow's own default.
         detector: the model.
         optim: optimiser and schedule.
@@ -127,6 +129,7 @@ class TrainConfig:
     shuffle_window: int = 0
     precision: Precision = Precision.FP32
     deterministic: bool = False
+    register: str = ""
     tracking_uri: str = ""
     detector: DetectorConfig = DetectorConfig()
     optim: OptimConfig = OptimConfig()
@@ -156,7 +159,7 @@ class TrainConfig:
     def identity(self) -> dict[str, Any]:
         """What the result depends on besides the data: all but places and execution."""
         values = to_dict(self)
-        for name in ("train", "val", "out", "tracking_uri", "evaluation", "execution"):
+        for name in ("train", "val", "out", "register", "tracking_uri", "evaluation", "execution"):
             del values[name]
         return values
 

@@ -119,10 +119,10 @@ class Placement:
     def pixels(self, picture: Tensor) -> Tensor:
         """The picture [3, H, W], uint8, placed: [3, h, w] as `model.picture.resize` makes it."""
         y0, x0, height, width = self.window
-        placed = resize(picture, self.resized_hw, self.kernel)
-        if self.crops:
-            placed = placed[:, y0 : y0 + height, x0 : x0 + width]
-        return placed.flip(2) if self.flip else placed
+        # Mirrored first, while it is small and in bytes; the window is then counted from the other side.
+        placed = resize(picture.flip(2) if self.flip else picture, self.resized_hw, self.kernel)
+        left = self.resized_hw[1] - x0 - width if self.flip else x0
+        return placed[:, y0 : y0 + height, left : left + width] if self.crops else placed
 
     def values(self, bitmap: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
         """A bitmap or map [H, W] placed by nearest neighbours: [h, w]."""

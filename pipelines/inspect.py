@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines import check_semantic, commit, decode, masks, rejections
+from pipelines import check_semantic, commit, decode, masks, polygons, rejections
 from pipelines.dataset import Dataset, DatasetError
 from pipelines.manifest import Manifest
 from pipelines.records import Record, SchemaError
@@ -123,7 +123,7 @@ def _instance_problems(record: Record) -> Iterator[str]:
             yield f"object {instance.id}: box {instance.box_xyxy}"
         try:
             if instance.polygons is not None:
-                masks.validate_polygons(instance.polygons, record.height, record.width)
+                polygons.validate_polygons(instance.polygons, record.height, record.width)
             if instance.rle is not None:
                 masks.validate_rle(instance.rle, record.height, record.width)
         except masks.MaskError as error:

@@ -1,151 +1,236 @@
-"""Ray Train around the training loop: starts the workers and follows their metrics."""
+"""Ray Train around the training loop: starts the workers, follows them, and starts them again where that can help."""
 
 import dataclasses
+import os
+import signal
+import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import ray
-import ray.train.torch
-import torch
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer
 
 from model.settings import to_dict
+from pipelines import checkpoints
 from pipelines.config import TrainConfig
-from pipelines.loop import Job, TrainingError, fit
+from pipelines.evaluator import Evaluator
+from pipelines.follower import Follower
+from pipelines.inbox import Failure, Inbox
+from pipelines.loop import Job, TrainingError
 from pipelines.manifest import ClassInfo
+from pipelines.network import TorchOnNodeAddress
 from pipelines.progress import Progress
-from pipelines.ray_session import ray_session, require_cpus, require_gpus
+from pipelines.ray_session import ray_session, require_cpus, require_workers, room_for
 from pipelines.tracking import Tracker
-from pipelines.train_feed import Place
+from pipelines.train_worker import train_worker
 
-_POLL_S = 0.5
-
-
-class _Inbox:
-    """Collects the workers' metrics until the driver fetches them."""
-
-    def __init__(self) -> None:
-        self._rows: list[dict[str, float]] = []
-
-    def put(self, row: dict[str, float]) -> None:
-        """Take one row."""
-        self._rows.append(row)
-
-    def drain(self) -> list[dict[str, float]]:
-        """Give all rows and forget them."""
-        rows, self._rows = self._rows, []
-        return rows
+_START_TIMEOUT_S = 60.0
 
 
-def train_worker(raw: dict[str, Any]) -> str:
-    """One training worker of Ray Train.
+class _AttemptError(Exception):
+    """An attempt that ended before its time, and whether that will come again."""
 
-    Returns:
-        Why the training cannot go on, or an empty text. Such an end is the same on every worker and on every attempt,
-        so it must not look to Ray like a worker that died, which Ray would start again.
-    """
-    job = Job.from_dict(raw["job"])
-    context = ray.train.get_context()
-    torch.set_num_threads(job.config.execution.cpus_per_worker)
-    device = ray.train.torch.get_device()
-    place = Place(context.get_world_rank(), context.get_world_size(), device)
-    try:
-        fit(job, place, raw["inbox"].put.remote)
-    except TrainingError as error:
-        return str(error)
-    return ""
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.text)
+        self.failure = failure
 
 
-class _Follower(threading.Thread):
-    """Passes the workers' metrics on to the tracker and to the progress line while Ray Train runs."""
+class _End(NamedTuple):
+    """How an attempt ended: steps done, and why it was asked to stop (empty: it was not)."""
 
-    def __init__(self, inbox: Any, tracker: Tracker, progress: Progress) -> None:
-        super().__init__(daemon=True, name="metrics")
-        self._inbox, self._tracker, self._progress = inbox, tracker, progress
-        self._stop_asked = threading.Event()
-
-    def run(self) -> None:
-        while not self._stop_asked.wait(_POLL_S):
-            self._pass_on()
-        self._pass_on()
-        self._progress.close()
-
-    def _pass_on(self) -> None:
-        try:
-            rows = ray.get(self._inbox.drain.remote(), timeout=30)
-        except ray.exceptions.RayError:
-            return  # the cluster is going down; what ended the training is raised elsewhere
-        for row in rows:
-            step = int(row.pop("step"))
-            self._tracker.metrics(row, step)
-            self._progress.update(step, f"loss {row['loss/total']:.3f}  {row['pictures_per_s']:.1f} pictures/s")
-
-    def finish(self) -> None:
-        """Pass on what is left and stop."""
-        self._stop_asked.set()
-        self.join()
+    steps: int
+    asked: str
 
 
-def launch(config: TrainConfig, classes: tuple[ClassInfo, ...], tracker: Tracker, done: int) -> None:
-    """Run the workers until the last step.
-
-    Args:
-        config: the run, resolved against its data.
-        classes: in the order of labels.
-        tracker: takes the metrics.
-        done: steps that earlier attempts did.
+def _workers(config: TrainConfig, wait_s: float) -> int:
+    """How many workers to start now.
 
     Raises:
-        RayError: the cluster is too small.
-        TrainingError: the workers failed, or the training cannot go on.
+        RayError: the cluster cannot hold as few as the run allows.
     """
     execution = config.execution
-    cpus = execution.workers * execution.cpus_per_worker
-    with ray_session(execution.address or None):
-        require_cpus(cpus, f"training with {execution.workers} workers of {execution.cpus_per_worker} CPUs")
-        if execution.gpu:
-            require_gpus(execution.workers, f"training with {execution.workers} workers of one GPU")
-        inbox = ray.remote(num_cpus=0)(_Inbox).remote()
-        follower = _Follower(inbox, tracker, Progress("train", config.optim.steps, "steps", done))
-        job = {"config": to_dict(config), "classes": [dataclasses.asdict(info) for info in classes]}
-        trainer = TorchTrainer(
+    cpus, gpus = execution.cpus_per_worker, int(execution.gpu)
+    least = execution.min_workers or execution.workers
+    each = f"{cpus} CPU{'s' * (cpus > 1)}{' and 1 GPU' if gpus else ''}"
+    require_workers(least, cpus, gpus, f"training with {least} workers of {each} each", wait_s)
+    if config.evaluation.cpus:
+        what = f"training with {least} workers of {each} each, and {config.evaluation.cpus} CPUs for measuring"
+        require_cpus(least * cpus + config.evaluation.cpus, what)
+    return min(execution.workers, room_for(cpus, gpus))
+
+
+class _Attempt:
+    """The workers from one start to their end."""
+
+    def __init__(self, job: Job, tracker: Tracker, workers: int) -> None:
+        config = job.config
+        self._job, self._workers = job, workers
+        self._inbox = ray.remote(num_cpus=0)(Inbox).remote()
+        done = max(checkpoints.steps(config.out), default=0)
+        progress = Progress("train", config.optim.steps, "steps", done)
+        evaluator = Evaluator(config, tracker)
+        self.follower = Follower(self._inbox, tracker, progress, evaluator, config.execution.hang_timeout_s)
+
+    def run(self) -> _End:
+        """Train.
+
+        Raises:
+            _AttemptError: a worker failed or died.
+        """
+        self.follower.start()
+        try:
+            steps = int(self._trainer().fit().return_value)
+        except TrainingFailedError as error:
+            self.follower.finish(complete=False)
+            raise _AttemptError(self._cause(error)) from error
+        except BaseException:
+            self.follower.finish(complete=False)
+            raise
+        self.follower.finish(steps == self._job.config.optim.steps or self.follower.asked == "early")
+        return _End(steps, self.follower.asked)
+
+    def _trainer(self) -> TorchTrainer:
+        config, execution = self._job.config, self._job.config.execution
+        resources = {"CPU": execution.cpus_per_worker, **({"GPU": 1} if execution.gpu else {})}
+        job = {"config": to_dict(config), "classes": [dataclasses.asdict(info) for info in self._job.classes]}
+        # Read when CUDA starts; without it some matrix products are not deterministic (cuBLAS, "Reproducibility").
+        env = {"env_vars": {"CUBLAS_WORKSPACE_CONFIG": ":4096:8"}} if config.deterministic and execution.gpu else None
+        return TorchTrainer(
             train_worker,
-            train_loop_config={"job": job, "inbox": inbox},
+            train_loop_config={"job": job, "inbox": self._inbox},
+            torch_config=TorchOnNodeAddress(timeout_s=int(max(1800, 2 * execution.hang_timeout_s))),
             scaling_config=ScalingConfig(
-                num_workers=execution.workers,
-                use_gpu=execution.gpu,
-                resources_per_worker={
-                    "CPU": execution.cpus_per_worker,
-                    **({"GPU": 1} if execution.gpu else {}),
-                },
+                num_workers=self._workers, use_gpu=execution.gpu, resources_per_worker=resources
             ),
             run_config=RunConfig(
                 # Ray keeps its own state per attempt; what a run continues from are our checkpoints alone.
                 name=f"attempt-{time.time_ns()}",
                 storage_path=f"{config.out}/ray",
-                failure_config=FailureConfig(max_failures=execution.max_failures),
+                # Which failures are worth another attempt is decided here, not by their number alone.
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+                worker_runtime_env=env,
             ),
         )
-        follower.start()
-        try:
-            stopped = trainer.fit().return_value
-        except TrainingFailedError as error:
-            raise TrainingError(_reason(error, config.out)) from error
-        finally:
-            follower.finish()
-        if stopped:
-            raise TrainingError(stopped)
+
+    def _cause(self, error: BaseException) -> Failure:
+        told = self.follower.failures
+        certain = [failure for failure in told if failure.certain]
+        if certain:
+            return certain[0]
+        if self.follower.hung:
+            return Failure(-1, "; ".join(hung.reason for hung in self.follower.hung) + ": it was killed", False)
+        of_ray: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
+        died = sorted(of_ray.keys() - {failure.rank for failure in told})
+        if died:
+            return Failure(died[0], f"worker {died[0]} died: {_first_line(of_ray[died[0]])}", certain=False)
+        # What is left may be the echo of another's end, such as a connection that broke.
+        return told[0] if told else Failure(-1, _first_line(error), certain=False)
 
 
-def _reason(error: BaseException, out: str) -> str:
-    """One line about the first worker that failed."""
-    failures: Mapping[int, BaseException] = getattr(error, "worker_failures", {})
-    for rank, failure in sorted(failures.items()):
-        cause = getattr(failure, "cause", None) or failure
-        lines = str(cause).strip().splitlines() or [""]
-        return f"worker {rank} failed: {type(cause).__name__}: {lines[-1]}; correct it and give the same command again"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return f"training stopped: {lines[0]}; give the same command again to go on from the last checkpoint in {out}"
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+class _Restarts:
+    """Decides whether another attempt makes sense."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self._config, self._in_a_row, self._last = config, 0, ("", -1)
+
+    def note(self, failure: Failure) -> None:
+        """Take the failure of an attempt.
+
+        Raises:
+            TrainingError: it would only come again.
+        """
+        step = max(checkpoints.steps(self._config.out), default=0)
+        went_on = step > self._last[1]
+        self._in_a_row = 1 if went_on else self._in_a_row + 1
+        twice = " (twice, from the same checkpoint)" if (failure.text, step) == self._last else ""
+        raised = " failed: " in failure.text
+        self._last = failure.text, step
+        if failure.certain or (twice and raised) or self._in_a_row > self._config.execution.max_failures:
+            where = f"; the last checkpoint is that of step {step}, the same command goes on from it" if step else ""
+            raise TrainingError(f"{failure.text}{twice}{where}")
+        sys.stderr.write(f"{failure.text}; the workers start again from step {step}\n")
+
+
+@contextmanager
+def _termination() -> Iterator[threading.Event]:
+    """Set when the process is asked to end (SIGTERM) inside the block."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Watch(threading.Thread):
+    """Asks an attempt's workers to stop: where the process shall end, or where more workers have found room."""
+
+    def __init__(self, attempt: _Attempt, terminated: threading.Event, config: TrainConfig, workers: int) -> None:
+        super().__init__(daemon=True, name="watch")
+        self._follower, self._terminated, self._execution = attempt.follower, terminated, config.execution
+        self._workers, self._over = workers, threading.Event()
+
+    def run(self) -> None:
+        """Watch until `end`."""
+        looked = time.monotonic()
+        while not self._over.wait(0.2):
+            if self._terminated.is_set():
+                self._follower.ask_to_stop("terminated")
+            if self._workers < self._execution.workers and time.monotonic() - looked > _START_TIMEOUT_S:
+                looked = time.monotonic()
+                if room_for(self._execution.cpus_per_worker, int(self._execution.gpu)) > self._workers:
+                    self._follower.ask_to_stop("grow")
+
+    def end(self) -> None:
+        """Stop watching."""
+        self._over.set()
+        self.join()
+
+
+def launch(config: TrainConfig, classes: tuple[ClassInfo, ...], tracker: Tracker) -> int:
+    """Run the workers until the last step, or until measuring says that it is enough; the steps done.
+
+    Args:
+        config: the run, resolved against its data.
+        classes: in the order of labels.
+        tracker: takes the metrics.
+
+    Raises:
+        RayError: the cluster is too small.
+        TrainingError: the workers failed, or the training cannot go on.
+        KeyboardInterrupt: the process was asked to end (SIGTERM); the workers saved what they had.
+    """
+    job, restarts = Job(config, classes), _Restarts(config)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
+    with ray_session(config.execution.address or None), _termination() as terminated:
+        wait_s = config.execution.wait_for_nodes_s
+        while True:
+            workers = _workers(config, wait_s)
+            attempt = _Attempt(job, tracker, workers)
+            watch = _Watch(attempt, terminated, config, workers)
+            watch.start()
+            try:
+                end = attempt.run()
+            except _AttemptError as error:
+                if terminated.is_set():
+                    raise KeyboardInterrupt("SIGTERM") from error
+                restarts.note(error.failure)
+                wait_s = max(wait_s, _START_TIMEOUT_S)  # a machine that comes back is worth a minute
+                continue
+            finally:
+                watch.end()
+            if terminated.is_set() and end.steps < config.optim.steps:
+                raise KeyboardInterrupt("SIGTERM")
+            if end.asked != "grow" or end.steps == config.optim.steps:
+                return end.steps

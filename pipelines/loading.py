@@ -226,8 +226,12 @@ def _checked(wanted: Wanted, datasets: Sequence[Dataset]) -> Wanted:
             f"the detector learns {wanted.keypoints} keypoints, the classes of {where} have {most or 'none'}: "
             "prepare a keypoints json, or choose a detector for these keypoints"
         )
-    if wanted.semantic and not any(d.manifest.semantic_classes for d in datasets):
-        raise ValueError(f"the detector learns from semantic maps, {where} has none: prepare the data with maps")
+    values = max((d.manifest.semantic_classes for d in datasets), default=0)
+    if wanted.semantic and not 0 < values <= wanted.semantic:
+        raise ValueError(
+            f"the detector learns {wanted.semantic} semantic classes, the maps of {where} have {values or 'none'}: "
+            "prepare the data with maps, or set detector.semantic.num_classes"
+        )
     return wanted
 
 

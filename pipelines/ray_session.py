@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -110,3 +111,41 @@ def _require(kind: str, number: float, what: str) -> None:
         raise RayError(
             f"{what} needs {number:g} {kind}s and this Ray cluster has {have:g}: ask for fewer workers, or add nodes"
         )
+
+
+def room_for(cpus: int, gpus: int) -> int:
+    """How many workers of so many CPUs and GPUs the machines of the connected cluster hold, each whole on one."""
+    count = 0.0
+    for node in ray.nodes():
+        if node["Alive"]:
+            have = node["Resources"]
+            of_cpus = have.get("CPU", 0.0) // cpus if cpus else float("inf")
+            of_gpus = have.get("GPU", 0.0) // gpus if gpus else float("inf")
+            count += min(of_cpus, of_gpus)
+    return int(count)
+
+
+def require_workers(count: int, cpus: int, gpus: int, what: str, wait_s: float = 0.0) -> None:
+    """Refuse workers that the connected cluster has no room for, which Ray would wait for without end.
+
+    Args:
+        count: workers at the same time.
+        cpus: of each.
+        gpus: of each.
+        what: wants them, for the message.
+        wait_s: seconds to wait for machines that are being added.
+
+    Raises:
+        RayError: there is not enough room, and why.
+    """
+    deadline = time.monotonic() + wait_s
+    while room_for(cpus, gpus) < count:
+        if time.monotonic() >= deadline:
+            machines = [node for node in ray.nodes() if node["Alive"]]
+            rows = [(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0)) for n in machines]
+            have = "; ".join(f"{rows.count(row)} x ({row[0]:g} CPUs, {row[1]:g} GPUs)" for row in dict.fromkeys(rows))
+            raise RayError(
+                f"{what} does not fit this Ray cluster, which has room for {room_for(cpus, gpus)}: its machines are "
+                f"{have or 'none'}; ask for fewer or smaller workers, or add machines"
+            )
+        time.sleep(min(1.0, max(0.05, deadline - time.monotonic())))

@@ -1,14 +1,18 @@
 """Tracking with MLflow: one run for a training and all its restarts. Failures of the tracker never stop a run."""
 
+import json
 import logging
+import re
+import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _LOG = logging.getLogger(__name__)
 _EXPERIMENT = "maskray"
 _SQLITE = "sqlite:///"
+_FORBIDDEN = re.compile(r"[^\w\-. :/]")  # in names of metrics, such as those of classes
 _PARAM_LIMIT = 6000  # characters of a value that every MLflow store accepts
 
 
@@ -21,6 +25,22 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
         else:
             flat[f"{prefix}{name}"] = str(value)[:_PARAM_LIMIT]
     return flat
+
+
+class TrackedDataset(NamedTuple):
+    """A data set as an input of a run.
+
+    Attributes:
+        context: what it is for: training or validation.
+        uri: where it is.
+        manifest_hash: sha256 of its manifest.
+        pictures: how many it has.
+    """
+
+    context: str
+    uri: str
+    manifest_hash: str
+    pictures: int
 
 
 class Tracker:
@@ -86,7 +106,8 @@ class Tracker:
             from mlflow.entities import Metric
 
             now = int(time.time() * 1000)
-            client.log_batch(self.run_id, metrics=[Metric(name, value, now, step) for name, value in values.items()])
+            rows = [Metric(_FORBIDDEN.sub("_", name), value, now, step) for name, value in values.items()]
+            client.log_batch(self.run_id, metrics=rows)
 
         self._with_client("log metrics", log)
 
@@ -95,6 +116,54 @@ class Tracker:
         names: list[str] = []
         self._with_client("read metrics", lambda client: names.extend(client.get_run(self.run_id).data.metrics))
         return sorted(names)
+
+    def inputs(self, datasets: Sequence[TrackedDataset]) -> None:
+        """Log the data sets a run reads, once."""
+
+        def log(client: Any) -> None:
+            from mlflow.entities import Dataset, DatasetInput, InputTag
+
+            rows = []
+            for data in datasets:
+                profile = json.dumps({"manifest_sha256": data.manifest_hash, "pictures": data.pictures})
+                # MLflow keeps 36 characters of a digest; the whole of it is in the profile.
+                made = Dataset(data.uri.rsplit("/", 1)[-1], data.manifest_hash[:36], "local", data.uri, profile=profile)
+                rows.append(DatasetInput(made, [InputTag("mlflow.data.context", data.context)]))
+            client.log_inputs(self.run_id, rows)
+
+        self._with_client("log inputs", log)
+
+    def file(self, folder: str, name: str, content: bytes) -> None:
+        """Keep a file with the run, in a folder of its artifacts (empty: at their top)."""
+
+        def log(client: Any) -> None:
+            with tempfile.TemporaryDirectory() as place:
+                path = Path(place, name)
+                path.write_bytes(content)
+                client.log_artifact(self.run_id, str(path), folder or None)
+
+        self._with_client(f"keep {name}", log)
+
+    def register(self, name: str, folder: str) -> str:
+        """Make a folder of the run's artifacts the next version of a registered model; its number, or empty.
+
+        The version is its plain files: nothing is pickled, and `models:/NAME/VERSION` downloads them as they are.
+        """
+        made: list[str] = []
+
+        def register(client: Any) -> None:
+            from mlflow.exceptions import MlflowException
+
+            try:
+                client.create_registered_model(name)
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                    raise
+            source = f"{client.get_run(self.run_id).info.artifact_uri}/{folder}"
+            made.append(str(client.create_model_version(name, source, self.run_id).version))
+
+        self._with_client(f"register {name}", register)
+        return made[0] if made else ""
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a metric over all restarts, in order."""

@@ -1,6 +1,7 @@
 """The train command: checks a run against its data, claims its folder, and tracks it while the workers train."""
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -12,7 +13,8 @@ from pipelines.evaluate import Evaluation
 from pipelines.launch import launch
 from pipelines.manifest import ClassInfo, Manifest
 from pipelines.optim import resolve_schedule
-from pipelines.tracking import Tracker
+from pipelines.tracking import TrackedDataset, Tracker
+from pipelines.validation import Measurements, values_of
 
 _RUN_FILE = "run.json"
 _KIND = "run"
@@ -28,13 +30,19 @@ class TrainResult(NamedTuple):
 
     Attributes:
         checkpoint: URI of the final checkpoint.
+        best: URI of the best checkpoint by `evaluation.metric`; empty where none was measured.
+        steps: optimiser steps done; fewer than asked for where measuring ended the run.
         tracking_uri: where its metrics are.
         tracking_run: id of the MLflow run.
+        model: of the registered model (`models:/NAME/VERSION`); empty where none is.
     """
 
     checkpoint: str
+    best: str
+    steps: int
     tracking_uri: str
     tracking_run: str
+    model: str = ""
 
 
 def _classes_of(config: TrainConfig, manifests: Mapping[str, Manifest]) -> tuple[ClassInfo, ...]:
@@ -205,29 +213,55 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
     done = last.step if last else 0
     tracker = Tracker(config.tracking_uri, on_file["tracking"].get("run_id"), config.out.rsplit("/", 1)[-1])
     if not on_file["tracking"]:
-        tracker.parameters({**to_dict(config), "data": {str(i): m.hash for i, m in enumerate(manifests.values())}})
+        _describe(tracker, config, manifests)
         on_file["tracking"] = {"uri": config.tracking_uri, "run_id": tracker.run_id}
         data = commit.sealed(_KIND, _FORMAT_VERSION, on_file)
         commit.write_file(storage.open_uri(config.out)[0], path, data)
     status = "FAILED"
     try:
-        if done < config.optim.steps:
-            launch(config, classes, tracker, done)
+        if done < config.optim.steps and not _is_over(config):
+            launch(config, classes, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:
         status = "KILLED"
         raise
     finally:
         tracker.finish(status)
-    return TrainResult(checkpoints.load(config.out).uri, tracker.uri, tracker.run_id)
+    final = checkpoints.load(config.out)
+    best = Measurements(config.out, config.evaluation.metric).best
+    chosen = final if best is None else checkpoints.at_step(config.out, best)
+    version = _register(tracker, config.register, chosen) if config.register else ""
+    best_uri = "" if best is None else chosen.uri
+    return TrainResult(final.uri, best_uri, final.step, tracker.uri, tracker.run_id, version)
+
+
+def _describe(tracker: Tracker, config: TrainConfig, manifests: Mapping[str, Manifest]) -> None:
+    """Tell the tracker what the run is: its resolved settings and its data."""
+    settings = to_dict(config)
+    tracker.parameters({**settings, "data": {str(i): m.hash for i, m in enumerate(manifests.values())}})
+    tracker.file("", "config.json", json.dumps(settings, indent=1).encode())
+    sets = [("training", uri, manifest) for uri, manifest in manifests.items()]
+    sets += [("validation", config.val, Manifest.load(config.val))] if config.val else []
+    tracker.inputs([TrackedDataset(use, uri, m.hash, m.rows_written) for use, uri, m in sets])
+
+
+def _register(tracker: Tracker, name: str, chosen: checkpoints.Checkpoint) -> str:
+    """Keep a checkpoint's model with the run, as plain files, and register it; `models:/NAME/VERSION` or empty."""
+    for file, content in checkpoints.model_files(chosen).items():
+        tracker.file("model", file, content)
+    version = tracker.register(name, "model")
+    return f"models:/{name}/{version}" if version else ""
+
+
+def _is_over(config: TrainConfig) -> bool:
+    """Whether an earlier attempt ended the run early."""
+    patience = config.evaluation.patience
+    return bool(patience) and Measurements(config.out, config.evaluation.metric).since_best >= patience
 
 
 def log_evaluation(result: TrainResult, found: Evaluation, step: int) -> None:
     """Add the final checkpoint's AP to the run's tracking."""
     tracker = Tracker(result.tracking_uri, result.tracking_run, "")
-    parts = {"box": found.box, "mask": found.mask}
-    values = {
-        f"val/{kind}/{name}": value for kind, part in parts.items() if part for name, value in part.numbers().items()
-    }
-    tracker.metrics(values, step)
+    parts = {kind: part for kind, part in (("box", found.box), ("mask", found.mask)) if part}
+    tracker.metrics({f"val/{name}": value for name, value in values_of(parts).items()}, step)
     tracker.finish("FINISHED")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from model.config import DetectorConfig, PictureConfig
-from pipelines.decode import UNKNOWN_CLASS, decode_map, decode_rgb
+from pipelines.decode import UNKNOWN_CLASS, decode_map, decode_rgb_fast
 from pipelines.geometry import AugmentConfig, Placement, draw_placement, jitter_colour
-from pipelines.masks import crop, crop_rle, polygons_to_rle, rasterise
+from pipelines.masks import crop, crop_polygons, rasterise
 from pipelines.records import Instance, Record
 
 _MIN_SIDE_PX = 1
@@ -27,13 +27,13 @@ class Wanted:
 
     Attributes:
         keypoints: most keypoints an object has; 0 for none.
-        semantic: class of each pixel.
+        semantic: classes that a semantic branch tells apart; 0 for none.
         ignore: boxes of crowds and ignored regions, as neither object nor background; else they are left out.
         weights: the objects' loss weights.
     """
 
     keypoints: int = 0
-    semantic: bool = False
+    semantic: int = 0
     ignore: bool = False
     weights: bool = False
 
@@ -41,7 +41,8 @@ class Wanted:
     def by(cls, detector: DetectorConfig) -> "Wanted":
         """What a detector of that configuration learns from."""
         keypoints = detector.keypoint.num_keypoints if detector.keypoint.enabled else 0
-        return cls(keypoints=keypoints, semantic=detector.semantic.enabled)
+        semantic = detector.semantic.num_classes if detector.semantic.enabled else 0
+        return cls(keypoints=keypoints, semantic=semantic)
 
 
 class MaskCrop(NamedTuple):
@@ -88,7 +89,7 @@ def picture_tensor(record: Record) -> Tensor:
     Raises:
         DecodeError: the bytes are not a picture that can be decoded.
     """
-    return torch.from_numpy(decode_rgb(record.image)).permute(2, 0, 1)
+    return torch.from_numpy(decode_rgb_fast(record.image)).permute(2, 0, 1)
 
 
 def mirrored(names: Sequence[str]) -> tuple[int, ...]:
@@ -172,7 +173,7 @@ def _mask_crop(instance: Instance, record: Record, placement: Placement) -> Mask
     """The object's mask on the placed picture; None where it has none."""
     if instance.polygons is not None:
         rings = [placement.points(ring.reshape(-1, 2)).ravel() for ring in instance.polygons]
-        return MaskCrop(*crop_rle(polygons_to_rle(rings, *placement.size_hw), *placement.size_hw))
+        return MaskCrop(*crop_polygons(rings, *placement.size_hw))
     if instance.rle is None:
         return None
     return MaskCrop(*crop(placement.values(rasterise(instance.rle, record.height, record.width))))

@@ -77,14 +77,23 @@ class CascadeRoI(nn.Module):
 
     def detect(self, features: Sequence[Tensor], proposals: Proposals, sizes_hw: Tensor) -> BoxDetections:
         """Detections without masks, [B, D], of proposals [B, P] on pictures of sizes_hw [B, 2]."""
-        size = self.pooler.config.box_size
-        return self.stages.detect(self.box_heads, lambda boxes: self.pooler(features, boxes, size), proposals, sizes_hw)
+        return self.stages.detect(self.box_heads, lambda boxes: self.crops(features, boxes), proposals, sizes_hw)
+
+    def crops(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """The box heads' crops of boxes [B, R, 4]."""
+        crops: Tensor = self.pooler(features, boxes, self.pooler.config.box_size)
+        return crops
+
+    def mask_logits(self, features: Sequence[Tensor], boxes: Tensor) -> list[Tensor]:
+        """Logits [B * R, K, M, M] of each mask head on boxes [B, R, 4]."""
+        crops = self.pooler(features, boxes, self.pooler.config.mask_size)
+        return [head(crops) for head in self.mask_heads]
 
     def complete(self, features: Sequence[Tensor], found: BoxDetections) -> Detections:
         """Add to detections [B, D] the mean of the mask heads' probabilities of their own class."""
         if not len(self.mask_heads):
             return Detections(*found)
-        crops = self.pooler(features, found.boxes, self.pooler.config.mask_size)
         labels = found.labels.flatten()
-        masks = [mask_probabilities(head(crops), labels, self.mask_config) for head in self.mask_heads]
+        logits = self.mask_logits(features, found.boxes)
+        masks = [mask_probabilities(stage, labels, self.mask_config) for stage in logits]
         return Detections(*found, torch.stack(masks).mean(dim=0).view(*found.valid.shape, *masks[0].shape[1:]))

@@ -117,8 +117,15 @@ class HybridTaskCascade(nn.Module):
 
     def detect(self, features: Sequence[Tensor], proposals: Proposals, sizes_hw: Tensor) -> BoxDetections:
         """Detections without masks, [B, D], of proposals [B, P] on pictures of sizes_hw [B, 2], of `prepare`."""
-        maps = self._maps(features)
-        return self.stages.detect(self.box_heads, lambda boxes: self._box_crops(maps, boxes), proposals, sizes_hw)
+        return self.stages.detect(self.box_heads, lambda boxes: self.crops(features, boxes), proposals, sizes_hw)
+
+    def crops(self, features: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """The box heads' crops of boxes [B, R, 4], of `prepare`."""
+        return self._box_crops(self._maps(features), boxes)
+
+    def mask_logits(self, features: Sequence[Tensor], boxes: Tensor) -> list[Tensor]:
+        """Logits [B * R, K, M, M] of each mask head on boxes [B, R, 4], of `prepare`."""
+        return self._mask_logits(self._maps(features), boxes, None, len(self.mask_heads) - 1)
 
     def complete(self, features: Sequence[Tensor], found: BoxDetections) -> Detections:
         """Add to detections [B, D] the mean of the three heads' probabilities of their own class; features as prepared.
@@ -126,6 +133,6 @@ class HybridTaskCascade(nn.Module):
         MMDetection 3.3 takes the last head alone by mistake; the published figures are of the mean.
         """
         labels = found.labels.flatten()
-        logits = self._mask_logits(self._maps(features), found.boxes, None, len(self.mask_heads) - 1)
+        logits = self.mask_logits(features, found.boxes)
         masks = [mask_probabilities(stage, labels, self.mask_config) for stage in logits]
         return Detections(*found, torch.stack(masks).mean(dim=0).view(*found.valid.shape, *masks[0].shape[1:]))

@@ -39,7 +39,8 @@ class StandardRoI(nn.Module):
         self.box_config = box_config
         self.mask_config = mask_config
 
-    def _crops(self, features: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
+    def crops(self, features: Sequence[Tensor], boxes: Tensor, size: int) -> Tensor:
+        """Crops of boxes [B, R, 4], through the fifth stage where it runs on each RoI."""
         crops: Tensor = self.pooler(features, boxes, size)
         return crops if self.res5 is None else self.res5(crops)
 
@@ -52,13 +53,13 @@ class StandardRoI(nn.Module):
             proposals.boxes, proposals.valid, targets, self.box_head.num_classes, config, config.positive_iou,
             _SAMPLE_STREAM,
         )  # fmt: skip
-        crops = self._crops(features, sampled.rois, size.box_size)
+        crops = self.crops(features, sampled.rois, size.box_size)
         logits, deltas = self.box_head(crops, sampled.valid.flatten())
         losses = box_losses(logits, deltas, sampled, config)
         positives = first_positives(sampled, config, proposals.boxes.shape[1] + targets.boxes.shape[1])
         if self.mask_head is not None:
             if self.res5 is None:
-                mask_crops = self._crops(features, positives.rois, size.mask_size)
+                mask_crops = self.crops(features, positives.rois, size.mask_size)
             else:  # one run of the fifth stage serves both heads
                 quota = positives.rois.shape[1]
                 mask_crops = crops.view(*sampled.valid.shape, *crops.shape[1:])[:, :quota].flatten(0, 1)
@@ -82,7 +83,7 @@ class StandardRoI(nn.Module):
 
     def detect(self, features: Sequence[Tensor], proposals: Proposals, sizes_hw: Tensor) -> BoxDetections:
         """Detections without masks, [B, D], of proposals [B, P] on pictures of sizes_hw [B, 2]."""
-        logits, deltas = self.box_head(self._crops(features, proposals.boxes, self.pooler.config.box_size))
+        logits, deltas = self.box_head(self.crops(features, proposals.boxes, self.pooler.config.box_size))
         return select_detections(
             logits.softmax(dim=1), deltas, proposals.boxes, proposals.valid, sizes_hw, self.box_config
         )
@@ -93,7 +94,7 @@ class StandardRoI(nn.Module):
         masks = heatmaps = None
         if self.mask_head is not None:
             # With the fifth stage on each RoI the crop is the box head's; the mask has its side after upsampling.
-            crops = self._crops(features, found.boxes, size.mask_size if self.res5 is None else size.box_size)
+            crops = self.crops(features, found.boxes, size.mask_size if self.res5 is None else size.box_size)
             masks = mask_probabilities(self.mask_head(crops), found.labels.flatten(), self.mask_config)
             masks = masks.view(*shape, *masks.shape[1:])
         if self.keypoint_head is not None:

@@ -46,11 +46,11 @@ model.convert | model.convert.origins
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
     | pipelines.array_pickle
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
-    | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session | pipelines.shard_runner
-    | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
-pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.coco_metrics
+    | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session
+    | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
+pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.polygons
     | pipelines.job_cluster | pipelines.foreign_weights
-pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes
+pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes | pipelines.coco_rows
     | pipelines.jobs | pipelines.node_facts
 pipelines.presets.preset
 pipelines.presets.own | pipelines.presets.torchvision | pipelines.presets.detectron2 | pipelines.presets.mmdetection
@@ -58,12 +58,16 @@ pipelines.presets.own | pipelines.presets.torchvision | pipelines.presets.detect
 pipelines.presets.named
 pipelines.presets.listing
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
-    | pipelines.train_state | pipelines.doctor
+    | pipelines.train_state | pipelines.doctor | pipelines.coco_metrics
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
     | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
-pipelines.check | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed | pipelines.train_window
-    | pipelines.checkpoint_writer | pipelines.class_lists
+pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
+    | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists
+    | pipelines.validation | pipelines.watchdog
 pipelines.loop
+pipelines.inbox | pipelines.evaluator
+pipelines.train_worker
+pipelines.follower
 pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
 pipelines.part_files | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
 pipelines.prepare | pipelines.train
@@ -79,7 +83,21 @@ USES = {
     "model.ops": {"model", "torch", "numpy", "torchvision"},
     "model.picture": {"model", "torch", "numpy", "PIL", "cv2"},
     "model.backbones.timm": {"model", "torch", "timm"},
-    "pipelines": {"model", "pipelines", "torch", "numpy", "ray", "pyarrow", "PIL", "pycocotools", "mlflow", "tyro"},
+    "pipelines": {
+        "model",
+        "pipelines",
+        "torch",
+        "numpy",
+        "ray",
+        "pyarrow",
+        "PIL",
+        "pycocotools",
+        "faster_coco_eval",
+        "cityscapesscripts",
+        "simplejpeg",
+        "mlflow",
+        "tyro",
+    },
 }
 PACKAGES = ("model", "pipelines")
 

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -74,11 +75,12 @@ class Machine:
     def start(
         self, command: Sequence[str], env: Mapping[str, str] | None = None, **options: object
     ) -> subprocess.Popen[str]:
-        """Start a command on the machine; takes the options of `Popen`."""
+        """Start a command on the machine, in the working directory; takes the options of `Popen`."""
         # RAY_ADDRESS of this computer means nothing there.
         inherited = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | _TOKEN
         return subprocess.Popen(
-            ["nsenter", "--target", str(self.pid), "--net", "--pid", "--mount", "--uts", "--", *command],
+            ["nsenter", "--target", str(self.pid), "--net", "--pid", "--mount", "--uts",
+             "env", "-C", str(Path.cwd()), *command],
             env={**inherited, **(env or {})}, text=True, **options,
         )  # fmt: skip
 
@@ -121,8 +123,9 @@ def machines(count: int) -> Iterator[list[Machine]]:
 def start_ray(nodes: Sequence[Machine], cpus: int = 1, env: Mapping[str, str] | None = None) -> str:
     """Start a Ray cluster whose head is the first machine; its address."""
     address = f"{nodes[0].address}:{_RAY_PORT}"
-    for node in nodes:
-        start_ray_node(node, address, cpus, env)
+    start_ray_node(nodes[0], address, cpus, env)
+    with ThreadPoolExecutor(len(nodes)) as pool:
+        list(pool.map(lambda node: start_ray_node(node, address, cpus, env), nodes[1:]))
     return address
 
 

@@ -10,6 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import safe_open
 from torch import Tensor
 
@@ -39,6 +41,8 @@ from model.config import (
     SemanticHeadConfig,
     StrideIn,
 )
+from model.picture import pad, tight_hw
+from model.structures import Images, PackedMasks, Proposals, Targets
 
 FOLDER = os.environ.get("MASKRAY_PARITY_DIR")
 
@@ -382,3 +386,62 @@ def _mmdet(config: dict[str, Any]) -> DetectorConfig:
 
 def _mmdet_group_width(backbone: dict[str, Any]) -> int:
     return backbone["base_width"] if backbone["groups"] > 1 else 0
+
+
+def train_batch(fixture: Fixture, second_is_empty: bool) -> tuple[Images, Targets]:
+    """The two training pictures, padded together, with their objects; bit masks made from the polygons."""
+    pictures = [fixture[f"train/{i}/image"].permute(2, 0, 1) for i in range(2)]
+    sizes = [(picture.shape[1], picture.shape[2]) for picture in pictures]
+    images = pad(pictures, tight_hw(sizes, fixture.config.picture))
+    counts = [len(fixture[f"train/{i}/boxes"]) for i in range(2)]
+    used = [counts[0], 0 if second_is_empty else counts[1]]
+    shape = (2, max(counts))
+    boxes, labels = torch.zeros(*shape, 4), torch.zeros(shape, dtype=torch.int64)
+    offsets, extents = torch.full(shape, -1), torch.zeros((*shape, 6), dtype=torch.int64)
+    keypoints = torch.zeros(*shape, fixture.config.keypoint.num_keypoints, 3)
+    semantic = torch.full((2, *images.pixels.shape[2:]), 255, dtype=torch.uint8)
+    data = [torch.zeros(1, dtype=torch.uint8)]
+    for i, (count, (height, width)) in enumerate(zip(used, sizes, strict=True)):
+        boxes[i, :count] = fixture[f"train/{i}/boxes"][:count]
+        labels[i, :count] = fixture[f"train/{i}/labels"][:count] - fixture.meta["config"]["label_base"]
+        if f"train/{i}/keypoints" in fixture:
+            keypoints[i, :count] = fixture[f"train/{i}/keypoints"][:count]
+        if f"train/{i}/semantic" in fixture:
+            semantic[i, :height, :width] = fixture[f"train/{i}/semantic"]
+        if f"train/{i}/masks_packed" in fixture:
+            bits = np.unpackbits(fixture[f"train/{i}/masks_packed"].numpy(), axis=-1)[:count, :, :width]
+            for g, mask in enumerate(bits):
+                offsets[i, g] = sum(len(part) for part in data)
+                extents[i, g] = torch.tensor([0, 0, height, width, height, width])
+                data.append(torch.from_numpy(mask.ravel().copy()))
+    valid = torch.arange(shape[1]) < torch.tensor(used)[:, None]
+    masks = PackedMasks(torch.cat(data), offsets, extents)
+    seeds = torch.tensor([1, 2])
+    return images, Targets(boxes, labels, valid, masks, seeds, keypoints, semantic)
+
+
+def train_proposals(fixture: Fixture) -> Proposals:
+    """The proposals the peer trained its heads on."""
+    boxes = [fixture[f"train/{i}/proposals"] for i in range(2)]
+    valid = torch.arange(max(map(len, boxes))) < torch.tensor([[len(boxes[0])], [len(boxes[1])]])
+    padded = torch.nn.utils.rnn.pad_sequence(boxes, batch_first=True)
+    return Proposals(padded, torch.zeros(valid.shape), valid)
+
+
+_LOSSES = {
+    "detectron2": {"rpn_cls": "loss_rpn_cls", "rpn_box": "loss_rpn_loc", "cls": "loss_cls", "box": "loss_box_reg",
+                   "mask": "loss_mask", "keypoint": "loss_keypoint"},
+    "torchvision": {"rpn_cls": "loss_objectness", "rpn_box": "loss_rpn_box_reg", "cls": "loss_classifier",
+                    "box": "loss_box_reg", "mask": "loss_mask", "keypoint": "loss_keypoint"},
+    "mmdet": {"rpn_cls": "loss_rpn_cls", "rpn_box": "loss_rpn_bbox", "cls": "loss_cls", "box": "loss_bbox",
+              "mask": "loss_mask", "semantic": "loss_semantic_seg"},
+}  # fmt: skip
+
+
+def peer_loss(peer: str, name: str) -> str:
+    """The peer's name of our loss."""
+    stage, _, part = name.rpartition("_") if name.startswith("stage") else ("", "", name)
+    theirs = _LOSSES[peer][part]
+    if not stage or (peer == "detectron2" and part == "mask"):
+        return theirs
+    return f"s{stage[5:]}.{theirs}" if peer == "mmdet" else f"{theirs}_{stage}"

@@ -230,7 +230,7 @@ def test_a_batch_holds_what_is_wanted_and_no_more(tmp_path):
     picture, same = PictureConfig(short_edge_px=48, long_edge_px=64), AugmentConfig(flip=0.0)
     plain = TrainBatches([Source(made, 2)], picture, same, 0)[0]
     assert plain.targets[5:] == (None, None, None, None)
-    wanted = Wanted(keypoints=3, semantic=True, ignore=True, weights=True)
+    wanted = Wanted(keypoints=3, semantic=32, ignore=True, weights=True)
     batch = TrainBatches([Source(made, 2)], picture, same, 0, wanted=wanted)[0]
     first = batch.image_ids.tolist().index(0)
     _, _, valid, _, _, keypoints, semantic, ignore, weights = batch.targets
@@ -250,8 +250,10 @@ def test_a_batch_holds_what_is_wanted_and_no_more(tmp_path):
 def test_a_branch_without_labels_is_refused(data):
     with pytest.raises(ValueError, match=r"learns 1 keypoints, the classes of .* have 2"):
         TrainBatches([Source(data, 2)], PICTURE, AugmentConfig(), 0, wanted=Wanted(keypoints=1))
-    with pytest.raises(ValueError, match=r"learns from semantic maps, .* has none: prepare the data with maps"):
-        TrainBatches([Source(data, 2)], PICTURE, AugmentConfig(), 0, wanted=Wanted(semantic=True))
+    with pytest.raises(
+        ValueError, match=r"learns 32 semantic classes, the maps of .* have none: prepare the data with"
+    ):
+        TrainBatches([Source(data, 2)], PICTURE, AugmentConfig(), 0, wanted=Wanted(semantic=32))
 
 
 def test_large_scale_jitter_gives_one_padded_size(data):

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -18,6 +21,7 @@ from pipelines.config import EvaluationConfig, Precision
 from pipelines.loop import Job, Supervisor, TrainingError, fit
 from pipelines.optim import Algorithm
 from tests.pipelines import tiny_run, tiny_shards
+from tests.pipelines.killed_runs import random_times
 from tests.pipelines.tiny_run import CPU
 
 
@@ -351,8 +355,47 @@ def test_a_job_survives_plain_values(data, tmp_path):
     assert Job.from_dict(raw) == job
 
 
+# Two checkpoints of three files: every fault point of each write, and some moments of which nobody chose the place.
+POINTS = [[write, point] for write in range(1, 7) for point in commit.FAULT_POINTS]
+SOME = [POINTS[at] for at in (0, 7, 15, 20, 28)]
+
+
+def killed_runs(data, folder, points):
+    command = [sys.executable, "-m", "tests.pipelines.killed_runs", data.uri, str(folder), json.dumps(points)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize(
+    "points", [pytest.param(SOME, id="some"), pytest.param([*POINTS, *random_times(14, 0.5, 2.5)], id="all",
+                                                           marks=pytest.mark.soak)]
+)  # fmt: skip
+def test_a_run_killed_in_a_save_or_anywhere_resumes_exactly(data, tmp_path, points):
+    whole = tiny_run.config(data, tmp_path / "whole", optim={"steps": 4})
+    fit(tiny_run.job(whole), CPU, lambda row: None)
+    wanted = checkpoints.load(whole.out).hash
+    found = killed_runs(data, tmp_path, points)
+    assert [point for point, *_ in found] == points
+    for point, status, left, ended, step, hash_, temps in found:
+        assert status == -signal.SIGKILL or len(point) == 1, point
+        # A checkpoint is there once its manifest, the third file, has its name.
+        manifests = (
+            [(point[0] - (point[1] not in ("after_rename", "after_folder_fsync"))) // 3] if point[1:] else [0, 1, 2]
+        )
+        assert left in [[2, 4][:count] for count in manifests], point
+        assert (ended, step, hash_) == (0, 4, wanted), point
+        assert temps == [], point
+
+
 def distance(one, other):
     return sum(float((one[name].double() - other[name].double()).square().sum()) for name in one) ** 0.5
+
+
+def two_workers(folder, work, *arguments):
+    """What two gloo processes were left with."""
+    mp.spawn(tiny_run.as_one_of_two, (work, str(folder), *arguments), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.fixture(scope="module")
@@ -367,8 +410,7 @@ def of_two(tmp_path_factory):
     optim = {"steps": 3, "warmup_steps": 0, "learning_rate": 0.01}
     config = tiny_run.config(data, folder / "run", Norm.FROZEN, optim, {"workers": 2, "checkpoint_every": 2})
     config = override(override(config, "detector.box.samples", 8), "detector.box.positive_share", 0.125)
-    mp.spawn(tiny_run.fit_as_one_of_two, (config, str(folder)), nprocs=2)
-    return config, [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)], folder
+    return config, two_workers(folder, tiny_run.fit_and_keep, config), folder
 
 
 def weights_at(out, step):
@@ -410,3 +452,37 @@ def test_one_worker_goes_on_from_a_checkpoint_of_two(of_two, tmp_path):
     assert [row["step"] for row in rows] == [3]
     one, two = weights_at(tmp_path, 3), weights_at(config.out, 3)
     assert distance(one, two) < 1e-3 * distance(one, weights_at(config.out, 2))
+
+
+def test_workers_agree_to_leave_out_a_step_that_only_one_could_not_do(data, tmp_path):
+    config = tiny_run.config(data, tmp_path / "run", optim={"steps": 3, "max_skipped": 1}, execution={"workers": 2})
+    left, right = two_workers(tmp_path, tiny_run.fit_with_a_bad_picture, config, 2)
+    assert right == []
+    assert [(row["step"], row["skipped_steps"]) for row in left] == [(1, 0), (2, 1), (3, 0)]
+    # Only the worker whose pictures they were names them, and the weights saved are those of good steps.
+    assert [path.name for path in (tmp_path / "run" / "skipped").iterdir()] == ["step-00000002-worker-1.json"]
+    written = json.loads((tmp_path / "run" / "skipped" / "step-00000002-worker-1.json").read_text())
+    share = train_feed.build_batches(config, train_feed.Place(1, 2, torch.device("cpu")))[1]
+    assert written["image_ids"] == share.image_ids.tolist()
+    for value in checkpoints.load_detector(checkpoints.load(config.out)).state_dict().values():
+        assert value.isfinite().all()
+
+
+@pytest.mark.soak
+def test_workers_agree_to_stop(data, tmp_path):
+    config = tiny_run.config(data, tmp_path / "run", optim={"steps": 3}, execution={"workers": 2})
+    told = two_workers(tmp_path, tiny_run.fit_with_a_bad_picture, config, 2)
+    assert told[0] == told[1]
+    assert told[0].startswith("TrainingError: a loss of worker 1 is not finite at step 2 (its pictures: ")
+    assert folders(tmp_path / "run") == []
+
+
+def test_a_replica_that_drifts_apart_is_found_before_it_is_saved(data, tmp_path):
+    execution = {"workers": 2, "checkpoint_every": 2}
+    config = tiny_run.config(data, tmp_path / "run", execution=execution)
+    told = two_workers(tmp_path, tiny_run.fit_on_a_machine_that_computes_wrongly, config, 3)
+    assert told[0] == told[1]
+    assert told[0].startswith(
+        "TrainingError: the weights of worker 1 are not those of the others at step 4: its machine"
+    )
+    assert folders(tmp_path / "run") == ["step-00000002"]

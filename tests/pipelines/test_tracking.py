@@ -1,14 +1,20 @@
 """One MLflow run for a training and all its restarts, and no harm from a tracker that fails."""
 
+import json
 import logging
 import sqlite3
 
+import mlflow
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 
 from model.settings import to_dict
+from pipelines import checkpoints, train
+from pipelines.optim import OptimConfig, build_optimiser
 from pipelines.presets import preset
-from pipelines.tracking import Tracker, flatten
+from pipelines.tracking import TrackedDataset, Tracker, flatten
+from tests.pipelines import tiny_run, tiny_shards
 
 
 @pytest.fixture(scope="module")
@@ -94,3 +100,45 @@ def test_a_run_that_the_server_does_not_know(uri, caplog):
     with caplog.at_level(logging.WARNING, "pipelines.tracking"):
         assert used(Tracker(uri, "0" * 32, "x")) == []
     assert "could not start" in caplog.text
+
+
+def test_names_that_mlflow_refuses_are_written_otherwise(uri):
+    tracker = Tracker(uri, None, "names")
+    tracker.metrics({"val/box/AP of cat & <mouse>": 0.5}, 3)
+    assert tracker.history("val/box/AP of cat _ _mouse_") == [(3, 0.5)]
+    tracker.finish("FINISHED")
+
+
+def test_inputs_files_and_a_model_that_comes_back(uri, tmp_path):
+    """A registered version is plain files, and loads by models:/NAME/VERSION."""
+    detector = tiny_run.build()
+    made = checkpoints.save(str(tmp_path), 7, detector, build_optimiser(detector, OptimConfig()), tiny_shards.CLASSES)
+    versions = []
+    for name in ("first", "second"):
+        tracker = Tracker(uri, None, name)
+        tracker.inputs(
+            [TrackedDataset("training", "/d/train", "ab" * 32, 9), TrackedDataset("validation", "/v", "c", 3)]
+        )
+        tracker.file("", "config.json", b"{}")
+        versions.append(train._register(tracker, "tiny", made))
+        tracker.finish("FINISHED")
+    assert versions == ["models:/tiny/1", "models:/tiny/2"]
+    client = MlflowClient(tracking_uri=uri)
+    inputs = client.get_run(tracker.run_id).inputs.dataset_inputs
+    found = {(row.tags[0].value, row.dataset.name, row.dataset.digest) for row in inputs}
+    assert found == {("training", "train", ("ab" * 32)[:36]), ("validation", "v", "c")}
+    assert json.loads(inputs[0].dataset.profile)["manifest_sha256"] in ("ab" * 32, "c")
+    assert {info.path for info in client.list_artifacts(tracker.run_id)} == {"config.json", "model"}
+    mlflow.set_tracking_uri(uri)
+    folder = mlflow.artifacts.download_artifacts("models:/tiny/2", dst_path=str(tmp_path / "back"))
+    back = checkpoints.load_detector(checkpoints.load(folder)).state_dict()
+    assert all(torch.equal(value, back[name]) for name, value in detector.state_dict().items())
+    assert not any(path.suffix in (".pkl", ".pth", ".pickle") for path in (tmp_path / "back").rglob("*"))
+
+
+def test_a_registry_that_refuses_stops_nothing(uri, caplog):
+    tracker = Tracker(uri, None, "x")
+    with caplog.at_level(logging.WARNING, "pipelines.tracking"):
+        assert tracker.register("", "model") == ""
+    assert "could not register" in caplog.text
+    tracker.finish("FINISHED")

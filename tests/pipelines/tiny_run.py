@@ -18,12 +18,13 @@ from model.config import (
     PoolerConfig,
     RpnConfig,
 )
-from pipelines import checkpoints, loop
+from pipelines import checkpoints, loop, train_feed
 from pipelines.config import ExecutionConfig, TrainConfig
 from pipelines.dataset import Dataset
 from pipelines.loop import Job
 from pipelines.optim import OptimConfig, Schedule
 from pipelines.train_feed import Place
+from pipelines.train_state import TrainState
 from tests.pipelines import tiny_pictures, tiny_shards
 
 CPU = Place(0, 1, torch.device("cpu"))
@@ -95,9 +96,22 @@ def build_from(settings, seed=0):
     return build_detector(settings)
 
 
-def fit_as_one_of_two(rank, run_config, folder):
-    """One of two gloo workers; leaves its weights in the folder."""
-    built, saves = [], []
+def as_one_of_two(rank, work, folder, *arguments):
+    """One of two gloo workers: `work(place, *arguments)`, its result kept in the folder, by name of what it raised."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    try:
+        result = work(Place(rank, 2, torch.device("cpu")), *arguments)
+    except Exception as error:
+        result = f"{type(error).__name__}: {error}"
+    finally:
+        dist.destroy_process_group()
+    torch.save(result, f"{folder}/rank{rank}.pt")
+
+
+def fit_and_keep(place, run_config):
+    """Train as one of several; weights, what was reported, and what was saved."""
+    built, saves, rows = [], [], []
     write = checkpoints.write
 
     def write_and_count(run, made):
@@ -109,11 +123,38 @@ def fit_as_one_of_two(rank, run_config, folder):
         return built[-1]
 
     loop.build_detector, checkpoints.write = build_and_keep, write_and_count
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    try:
-        rows = []
-        loop.fit(job(run_config), Place(rank, 2, torch.device("cpu")), rows.append)
-        torch.save({"state": built[0].state_dict(), "rows": rows, "saves": saves}, f"{folder}/rank{rank}.pt")
-    finally:
-        dist.destroy_process_group()
+    loop.fit(job(run_config), place, rows.append)
+    return {"state": built[0].state_dict(), "rows": rows, "saves": saves}
+
+
+def fit_with_a_bad_picture(place, run_config, step):
+    """Train; the second worker's pictures of a step hold a number that is none."""
+    given, parts = [], train_feed.Feed.parts
+
+    def poisoned(feed):
+        given.append(feed)
+        for part in parts(feed):
+            if len(given) == step and place.rank == 1:
+                part.images.pixels[0, 0, :8] = float("nan")
+            yield part
+
+    train_feed.Feed.parts = poisoned
+    rows = []
+    loop.fit(job(run_config), place, rows.append)
+    return rows
+
+
+def fit_on_a_machine_that_computes_wrongly(place, run_config, step):
+    """Train; the second worker's weights change by one bit after a step."""
+    stepped, done = TrainState.step, []
+
+    def drifting(state, *arguments):
+        outcome = stepped(state, *arguments)
+        done.append(outcome)
+        if len(done) == step and place.rank == 1:
+            with torch.no_grad():
+                state.detector.rpn.head.conv.weight[0, 0, 0, 0] *= 1 + 2**-20
+        return outcome
+
+    TrainState.step = drifting
+    loop.fit(job(run_config), place, lambda row: None)
