@@ -37,29 +37,21 @@ class ExportConfig:
     to: Framework | None = None
     out: str = ""
 
-    def __post_init__(self) -> None:
-        """Check that both are given and go together.
-
-        Raises:
-            ValueError: they are or do not.
-        """
-        if self.to is None:
-            raise ValueError(f"export-weights needs --to: one of {', '.join(f.value for f in Framework)}")
-        endings = _ENDINGS[self.to]
-        if not self.out.endswith(endings):
-            raise ValueError(
-                f"--out for {self.to.value} must end in {' or '.join(endings)}, got {self.out or 'nothing'!r}"
-            )
-
 
 def run(config: ExportConfig) -> int:
     """Convert and write; the number of tensors written.
 
     Raises:
-        ValueError: a part that the framework's detectors lack, or no checkpoint.
+        ValueError: a framework or file that is not given, a part that the framework's detectors lack, no checkpoint, or
+            a file that exists already.
         OSError: the store failed.
     """
-    assert config.to is not None  # checked when the config was made
+    if config.to is None:
+        raise ValueError(f"export-weights needs --to: one of {', '.join(f.value for f in Framework)}")
+    endings = _ENDINGS[config.to]
+    if not config.out.endswith(endings):
+        got = repr(config.out) if config.out else "none"
+        raise ValueError(f"--out for {config.to.value} must be a file that ends in {' or '.join(endings)}, got {got}")
     checkpoint = checkpoints.load(config.checkpoint)
     ours = checkpoints.load_detector(checkpoint).state_dict()
     state = to_theirs(ours, config.to, checkpoints.load_remainder(checkpoint))

@@ -179,7 +179,7 @@ def _without_prefix(name: str) -> str:
 
 def _tensor(value: Any, name: str, uri: str) -> Tensor:
     if isinstance(value, np.ndarray):
-        value = torch.from_numpy(np.ascontiguousarray(value, dtype=value.dtype.newbyteorder("=")).copy())
+        value = torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
     if not isinstance(value, Tensor):
         raise WeightsError(f"{uri} holds {name!r} as a {type(value).__name__}, wanted arrays only: it is no state dict")
     is_counter = name.endswith("num_batches_tracked")

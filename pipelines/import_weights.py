@@ -56,15 +56,6 @@ class ImportConfig:
     seed: int = 0
     verbose: bool = False
 
-    def __post_init__(self) -> None:
-        """Check what can be checked without the file.
-
-        Raises:
-            ValueError: no place for the checkpoint.
-        """
-        if not self.out:
-            raise ValueError("import needs --out: give a folder or URI for the checkpoint")
-
 
 @dataclasses.dataclass(frozen=True)
 class ImportResult:
@@ -95,7 +86,7 @@ class ImportResult:
         rows = [Found("framework", self.framework.value, f"{len(self.conversion.uses)} names of its table")]
         return [(item.path, _text(item.value), item.why) for item in (*rows, *self.known, *self.found)]
 
-    def keys(self) -> list[tuple[str, int]]:
+    def key_counts(self) -> list[tuple[str, int]]:
         """Rows of what happened and to how many keys."""
         done = Counter(use.done or "as they were" for use in self.conversion.uses)
         rows = [("used", len(self.conversion.uses)), *((f"  {what}", number) for what, number in done.items())]
@@ -127,6 +118,8 @@ def run(config: ImportConfig) -> ImportResult:
         ValueError: weights that cannot be read, that are not those of a detector that maskray has, or that lack a
             part; settings that nothing tells.
     """
+    if not config.out:
+        raise WeightsError("import needs --out: give a folder or URI for the checkpoint")
     weights = foreign_weights.read(config.source)
     framework = config.framework or identify(weights.state)
     conversion = convert(weights.state, framework, background_first=_is_background_first(weights, framework))

@@ -150,7 +150,7 @@ def to_theirs(
     Args:
         state: our state dict.
         framework: whose names and order to write.
-        remainder: what `convert` found no place for; without it these rows are zeros, which nothing reads.
+        remainder: what has no place in ours, by their name: unused rows, counters of constant norms; zeros without it.
 
     Raises:
         ValueError: a parameter that the framework does not have.
@@ -167,7 +167,7 @@ def to_theirs(
         # Its norms count batches even where all is frozen.
         statistics = [name for name in found if name.endswith(".running_mean")]
         for name in (name.removesuffix("running_mean") + COUNTER for name in statistics):
-            found.setdefault(name, torch.zeros((), dtype=torch.int64))
+            found.setdefault(name, (remainder or {}).get(name, torch.zeros((), dtype=torch.int64)))
     return found
 
 

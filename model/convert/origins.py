@@ -101,7 +101,7 @@ def _detectron2(told: Mapping[str, Any], evidence: Evidence) -> tuple[DetectorCo
         raise ValueError(
             "weights of Detectron2 do not say where the stride is, their colours, nor their thresholds (files of its "
             f"model zoo do, by __author__ {_ZOO_AUTHOR!r}, with constant norms and a ResNet or ResNeXt-101): give "
-            "--preset, one of `maskray list presets`"
+            "--preset, one of `maskray list presets detectron2`"
         )
     # The comparison with Detectron has the same names and shapes, and other rules.
     known = [Found("rules", "detectron2", "__author__ is its zoo's; for its comparison with Detectron give --preset")]
@@ -132,7 +132,7 @@ def _mmdetection(told: Mapping[str, Any], evidence: Evidence) -> tuple[DetectorC
     if style is None:
         raise ValueError(
             "weights of MMDetection do not say their style (pytorch or caffe), colours and thresholds, and this file "
-            "holds no config: give --preset, one of `maskray list presets`"
+            "holds no config: give --preset, one of `maskray list presets mmdet`"
         )
     base = rules.mmdetection() if style == "pytorch" else rules.mmdetection_caffe()
     if told["roi"] is RoIKind.STANDARD:
