@@ -86,11 +86,15 @@ def _inspect(arguments: Sequence[str]) -> None:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from pipelines import train
+    from pipelines import config_file, train
     from pipelines.presets import PRESETS, preset
 
-    name, rest = _choose(arguments, tuple(PRESETS), "train", "preset")
-    base = preset(name)
+    if list(arguments[:1]) == ["--config"] and len(arguments) > 1:
+        name, rest = arguments[1], arguments[2:]
+        base = config_file.load(name)
+    else:
+        name, rest = _choose(arguments, tuple(PRESETS), "train", "preset")
+        base = preset(name)
     config = parse(type(base), rest, f"train {name}", default=base)
     show(f"{name}: {config.optim.steps} steps of {config.optim.batch} pictures, {config.execution.workers} workers, "
           f"learning rate {config.optim.learning_rate:g}")  # fmt: skip
@@ -173,7 +177,7 @@ def _demo(arguments: Sequence[str]) -> None:
 def _list(arguments: Sequence[str]) -> None:
     from pipelines.presets import PRESETS
 
-    what, _ = _choose(arguments, ("presets", "datasets"), "list", "kind")
+    what, _ = _choose(arguments, ("presets", "datasets", "sweeps"), "list", "kind")
     if what == "presets":
         rows = []
         for name, make in PRESETS.items():
@@ -182,6 +186,11 @@ def _list(arguments: Sequence[str]) -> None:
             rows.append((name, f"ResNet-{backbone.depth}", config.optim.batch, config.optim.steps,
                          (make.__doc__ or "").split("\n", maxsplit=1)[0]))  # fmt: skip
         show(table(("preset", "backbone", "batch", "steps", ""), rows))
+    elif what == "sweeps":
+        from pipelines.sweeps import SWEEPS
+
+        about = [(name, (make.__doc__ or "").split("\n", maxsplit=1)[0]) for name, make in SWEEPS.items()]
+        show(table(("sweep", ""), about))
     else:
         show(table(("source", ""), [("coco", "COCO instances json and its pictures"),
                                       ("images", "pictures without labels: folder, glob or list")]))  # fmt: skip
@@ -201,12 +210,13 @@ COMMANDS: dict[str, _Command] = {
     "predict": _Command(_predict, "label every picture of a data set"),
     "distill": _Command(_distill, "choose pseudo-labels among predictions -> a data set to train on"),
     "report": _Command(_report, "one HTML page on a training run: curves, AP by class, best and worst pictures"),
+    "tune": _Command(cli_clusters.tune, "many trainings that differ in a few settings, with Ray Tune"),
     "doctor": _Command(
         cli_clusters.doctor, "check a cluster: token, versions, CPUs, GPUs, storage, network of every node"
     ),
     "submit": _Command(_submit, "run a command as a job on a cluster: maskray submit [--address URL] -- COMMAND ..."),
     "jobs": _Command(cli_clusters.jobs, "the jobs of a cluster; --attach follows one, --stop stops it"),
-    "list": _Command(_list, "presets and data sources"),
+    "list": _Command(_list, "presets, data sources and sweeps"),
 }
 
 

@@ -32,14 +32,17 @@ pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | 
     | pipelines.job_cluster
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.jobs | pipelines.node_facts
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
-    | pipelines.doctor
+    | pipelines.doctor | pipelines.config_file | pipelines.sweep_space
 pipelines.datasets | pipelines.check_instance | pipelines.dataset_writer | pipelines.loading | pipelines.inference
     | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
-pipelines.check | pipelines.loop | pipelines.comparison
+pipelines.check | pipelines.loop | pipelines.comparison | pipelines.sweeps | pipelines.sweep_search
 pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
 pipelines.part_files | pipelines.evaluate | pipelines.launch
 pipelines.prepare | pipelines.train
-pipelines.run_report
+pipelines.run_report | pipelines.sweep_trial
+pipelines.sweep_results | pipelines.sweep_runner
+pipelines.sweep_tracking
+pipelines.tune
 pipelines.demo | pipelines.cli_clusters
 pipelines.cli
 pipelines.__main__
