@@ -137,7 +137,7 @@ def fit(plan: Plan, search: Search, longest: int, out: str, at_once: int, say: S
             storage_path=storage.canonical_uri(out),
             verbose=0,
             callbacks=[_Narrator(plan.metric, say)],
-            failure_config=tune.FailureConfig(max_failures=1),
+            failure_config=tune.FailureConfig(max_failures=3),
         ),
     )
     return list(tuner.fit())

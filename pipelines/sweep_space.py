@@ -9,6 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from model.config.fit import require_fit
 from model.settings import from_dict, to_dict
 from pipelines.config import TrainConfig
 
@@ -190,7 +191,8 @@ def check(base: TrainConfig, dimensions: Sequence[Dimension]) -> None:
     for dimension in dimensions:
         for choice in dimension.ends():
             try:
-                with_settings(base, chosen_settings(dimensions, {**first, dimension.name: choice}))
+                run = with_settings(base, chosen_settings(dimensions, {**first, dimension.name: choice}))
+                require_fit(run.detector)
             except (ValueError, TypeError, KeyError) as error:
                 reason = error.args[0] if error.args else error
                 raise ValueError(f"{dimension.name}={choice} cannot be run: {reason}") from error

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from pipelines import paper_sweeps
 from pipelines.config import TrainConfig
 from pipelines.optim import OptimConfig
 from pipelines.sweep_space import Dimension, Options, Range, Variants
@@ -53,11 +54,35 @@ def augmentation(base: TrainConfig) -> tuple[Dimension, ...]:
     return (Options("augment.flip", (0.0, 0.5)), Options("augment.short_edges_px", ([], several)))
 
 
+def distillation(base: TrainConfig) -> tuple[Dimension, ...]:
+    """Share of pseudo-labelled pictures in a batch, and augmentation; takes a labelled and a pseudo-labelled --train.
+
+    Score floors are made by `maskray distill` before: search them by --search 'train=choice(["a","low"],["a","high"])'.
+    """
+    if len(base.train) != 2:
+        raise ValueError(
+            f"the sweep distillation needs two training sets, got {len(base.train)}: labelled, then pseudo-labelled"
+        )
+    return (Options("ratio", ([8, 2], [6, 4], [5, 5], [3, 7])), *augmentation(base))
+
+
 SWEEPS: dict[str, Sweep] = {
     "length": length,
     "schedules": schedules,
     "learning_rate": learning_rate,
     "augmentation": augmentation,
+    "distillation": distillation,
+    "table_2a": paper_sweeps.table_2a,
+    "table_2b": paper_sweeps.table_2b,
+    "table_2c": paper_sweeps.table_2c,
+    "table_2d": paper_sweeps.table_2d,
+    "table_2e": paper_sweeps.table_2e,
+    "class_agnostic": paper_sweeps.class_agnostic,
+    "table_3": paper_sweeps.table_3,
+    "table_5": paper_sweeps.table_5,
+    "table_6": paper_sweeps.table_6,
+    "table_8": paper_sweeps.table_8,
+    "table_9": paper_sweeps.table_9,
 }
 
 

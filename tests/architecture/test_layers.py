@@ -35,11 +35,11 @@ pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.c
     | pipelines.doctor | pipelines.config_file | pipelines.sweep_space
 pipelines.datasets | pipelines.check_instance | pipelines.dataset_writer | pipelines.loading | pipelines.inference
     | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
-pipelines.check | pipelines.loop | pipelines.comparison | pipelines.sweeps | pipelines.sweep_search
+pipelines.check | pipelines.loop | pipelines.comparison | pipelines.paper_sweeps | pipelines.sweep_search
 pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
 pipelines.part_files | pipelines.evaluate | pipelines.launch
 pipelines.prepare | pipelines.train
-pipelines.run_report | pipelines.sweep_trial
+pipelines.run_report | pipelines.sweep_trial | pipelines.sweeps
 pipelines.sweep_results | pipelines.sweep_runner
 pipelines.sweep_tracking
 pipelines.tune

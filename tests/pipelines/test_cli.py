@@ -107,7 +107,7 @@ def test_commands_of_two_words_list_the_second(command, choices, capsys):
         ("train", "train needs a preset, got none: one of small_mask_rcnn_r18_fpn, .*"),
         ("train resnet", "train needs a preset, got 'resnet': one of .*"),
         ("prepare lvis", "prepare needs a source, got 'lvis': one of coco, images"),
-        ("list dogs", "list needs a kind, got 'dogs': one of presets, datasets"),
+        ("list dogs", "list needs a kind, got 'dogs': one of presets, datasets, sweeps"),
         ("evaluate --annotations a --results b", "there is no file a: give a COCO json file"),
         ("inspect none", ".*none is no data set: it has no manifest.json; run `maskray prepare` .*"),
         ("predict --checkpoint a --data b --out c", ".*b is no data set.*"),

@@ -96,6 +96,7 @@ def test_variants_set_what_belongs_together():
         ((Options("seed", (1,)), Options("seed", (2,))), "seed is varied twice"),
         ((Range("optim.learning_rate", -1.0, 1.0),), r"optim.learning_rate=-1.0 cannot be run: .*must be > 0"),
         ((Options("optim.batch", (8, "many")),), "optim.batch=many cannot be run: .* is int, got 'many'"),
+        ((Options("detector.features", ("fpn", "c4")),), "detector.features=c4 cannot be run: box.num_fcs"),
         ((Options("optim.bach", (8,)),), "optim.bach=8 cannot be run: there is no setting"),
     ],
 )
