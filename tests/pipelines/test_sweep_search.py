@@ -53,3 +53,12 @@ def test_optuna_is_an_extra(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"needs the package optuna: install maskray\[optuna\], or use random"):
         searcher(Algorithm.OPTUNA, "max", 0, 1)
+
+
+def test_optuna_draws_inside_the_bounds():
+    pytest.importorskip("optuna")
+    search = searcher(Algorithm.OPTUNA, "max", 0, 1).searcher
+    search.set_search_properties("metric", "max", space((RATE, BATCH), Algorithm.OPTUNA))
+    drawn = search.suggest("first")
+    assert 1e-4 <= drawn["optim.learning_rate"] <= 1e-1
+    assert drawn["optim.batch"] in (4, 8)
