@@ -93,14 +93,18 @@ def _inspect(arguments: Sequence[str]) -> None:
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from pipelines import train
+    from pipelines import config_file, train
     from pipelines.presets import PRESETS, preset
 
-    if arguments and not arguments[0].startswith("-"):
-        preset(arguments[0])  # its error knows what was probably meant
-    listed = f"the {len(PRESETS)} that `maskray list presets` shows"
-    name, rest = _choose(arguments, tuple(PRESETS), "train", "preset", listed)
-    base = preset(name)
+    if list(arguments[:1]) == ["--config"] and len(arguments) > 1:
+        name, rest = arguments[1], arguments[2:]
+        base = config_file.load(name)
+    else:
+        if arguments and not arguments[0].startswith("-"):
+            preset(arguments[0])  # its error knows what was probably meant
+        listed = f"the {len(PRESETS)} that `maskray list presets` shows"
+        name, rest = _choose(arguments, tuple(PRESETS), "train", "preset", listed)
+        base = preset(name)
     config = parse(type(base), rest, f"train {name}", default=base)
     result = train.run(config, lambda plan: show(f"{name}: {plan}"))
     show(f"checkpoint: {result.checkpoint}")
@@ -218,9 +222,14 @@ def _export_weights(arguments: Sequence[str]) -> None:
 
 
 def _list(arguments: Sequence[str]) -> None:
-    what, rest = _choose(arguments, ("presets", "datasets"), "list", "kind")
+    what, rest = _choose(arguments, ("presets", "datasets", "sweeps"), "list", "kind")
     if what == "presets":
         _list_presets(rest)
+    elif what == "sweeps":
+        from pipelines.sweeps import SWEEPS
+
+        about = [(name, (make.__doc__ or "").split("\n", maxsplit=1)[0]) for name, make in SWEEPS.items()]
+        show(table(("sweep", ""), about))
     else:
         show(table(("source", ""), [("coco", "COCO instances or keypoints json and its pictures; semantic maps"),
                                       ("cityscapes", "leftImg8bit and gtFine: eight classes, groups ignored"),
@@ -258,12 +267,13 @@ COMMANDS: dict[str, _Command] = {
     "import": _Command(_import, "weights of torchvision, Detectron2 or MMDetection -> a checkpoint"),
     "export-weights": _Command(_export_weights, "a checkpoint -> weights of torchvision, Detectron2 or MMDetection"),
     "report": _Command(_report, "one HTML page on a training run: curves, AP by class, best and worst pictures"),
+    "tune": _Command(cli_clusters.tune, "many trainings that differ in a few settings, with Ray Tune"),
     "doctor": _Command(
         cli_clusters.doctor, "check a cluster: token, versions, CPUs, GPUs, storage, network of every node"
     ),
     "submit": _Command(_submit, "run a command as a job on a cluster: maskray submit [--address URL] -- COMMAND ..."),
     "jobs": _Command(cli_clusters.jobs, "the jobs of a cluster; --attach follows one, --stop stops it"),
-    "list": _Command(_list, "presets and data sources"),
+    "list": _Command(_list, "presets, data sources and sweeps"),
 }
 
 

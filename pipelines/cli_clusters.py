@@ -1,4 +1,4 @@
-"""The commands about clusters: doctor, submit, jobs."""
+"""The commands about clusters and many runs: doctor, submit, jobs, tune."""
 
 import time
 from collections.abc import Sequence
@@ -71,3 +71,34 @@ def jobs(arguments: Sequence[str]) -> None:
         for job in found
     ]
     show(table(("job", "state", "time", "command"), rows))
+
+
+def tune(arguments: Sequence[str]) -> None:
+    """Run a sweep; ends the process with 1 where every trial failed."""
+    from pipelines import tune as command
+    from pipelines.sweeps import SWEEPS
+
+    words = list(arguments)
+    named = bool(words) and not words[0].startswith("-")
+    if named and words[0] not in SWEEPS:
+        raise ValueError(
+            f"tune needs a sweep, got {words[0]!r}: one of {', '.join(SWEEPS)}, or --search NAME=KIND(...)"
+        )
+    name = words.pop(0) if named else ""
+    config = parse(command.TuneConfig, words, f"tune {name}".strip())
+    result = command.run(config, name, show)
+    names = list(result.trials[0].choices) if result.trials else []
+    rows = [
+        (trial.id, _short(trial.value), trial.points[-1].samples if trial.points else 0,
+         *(_short(trial.choices.get(key)) for key in names), trial.error)
+        for trial in result.trials
+    ]  # fmt: skip
+    show(table(("trial", config.metric, "pictures", *names, "failed"), rows))
+    show(f"page: {result.page}")
+    if not result.best:
+        raise SystemExit(1)
+    show(f"best: maskray train --config {result.best} --out ...")
+
+
+def _short(value: Any) -> str:
+    return "-" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -59,11 +59,12 @@ pipelines.presets.named
 pipelines.presets.listing
 pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.checkpoints | pipelines.presets
     | pipelines.train_state | pipelines.doctor | pipelines.coco_metrics
+    | pipelines.config_file | pipelines.sweep_space
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
     | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
     | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists
-    | pipelines.validation | pipelines.watchdog
+    | pipelines.validation | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
 pipelines.loop
 pipelines.inbox | pipelines.evaluator
 pipelines.train_worker
@@ -71,7 +72,10 @@ pipelines.follower
 pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
 pipelines.part_files | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
 pipelines.prepare | pipelines.train
-pipelines.run_report
+pipelines.run_report | pipelines.sweep_trial | pipelines.sweeps
+pipelines.sweep_results | pipelines.sweep_runner
+pipelines.sweep_tracking
+pipelines.tune
 pipelines.demo | pipelines.cli_clusters
 pipelines.cli
 pipelines.__main__

@@ -9,7 +9,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines import cli, distill, evaluate, predict, prepare, train
+from pipelines import cli, demo, distill, doctor, evaluate, jobs, predict, prepare, train, tune
+from pipelines.doctor import DoctorConfig
 from tests.clusters import manifests
 from tests.clusters.manifests import CLUSTERS, replaced
 
@@ -182,7 +183,7 @@ COMMANDS = [
     *(pytest.param(command, id=f"{name}-{at}-{command[0]}") for name in manifests.GUIDES
       for at, command in enumerate(manifests.guide_commands(name))),
 ]  # fmt: skip
-RUNS = (distill, evaluate, predict, prepare, train)
+RUNS = (demo, distill, doctor, evaluate, predict, prepare, train, tune)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -195,17 +196,15 @@ def test_commands_are_real_with_real_flags(command, monkeypatch):
 
     for module in RUNS:
         monkeypatch.setattr(module, "run", parsed)
-    name, *rest = command
-    if name == "submit":
-        rest = rest[rest.index("--") + 1 :]
-        assert rest.pop(0) == "maskray"
-        name = rest.pop(0)
+    # What is submitted is parsed here too, where the job would do so.
+    monkeypatch.setattr(jobs, "run", lambda config, words, *_: cli.COMMANDS[words[0]].run(words[1:]))
+    monkeypatch.setattr(DoctorConfig, "is_remote", False)
     with pytest.raises(ParsedError):
-        cli.COMMANDS[name].run(rest)
+        cli.COMMANDS[command[0]].run(command[1:])
 
 
 def test_every_job_runs_a_command():
-    assert len([*manifests.kuberay("RayJob")]) >= 3
+    assert len([*manifests.kuberay("RayJob")]) == 4
     for name in manifests.kuberay("RayJob"):
         entrypoint = manifests.load(f"kuberay/{name}")["spec"]["entrypoint"]
         assert len(list(manifests.commands(entrypoint))) == entrypoint.count("maskray ")

@@ -108,7 +108,7 @@ def test_commands_of_two_words_list_the_second(command, choices, capsys):
         ("train resnet", rf"unknown preset 'resnet': .*`maskray list presets` shows all {len(PRESETS)}"),
         ("list presets dog", f"no preset has 'dog': use fewer words, or none to list all {len(PRESETS)}"),
         ("prepare lvis", "prepare needs a source, got 'lvis': one of coco, cityscapes, nuimages, images"),
-        ("list dogs", "list needs a kind, got 'dogs': one of presets, datasets"),
+        ("list dogs", "list needs a kind, got 'dogs': one of presets, datasets, sweeps"),
         ("evaluate --annotations a --results b", "there is no file a: give a COCO json file"),
         ("inspect none", ".*none is no data set: it has no manifest.json; run `maskray prepare` .*"),
         ("predict --checkpoint a --data b --out c", ".*b is no data set.*"),
