@@ -44,7 +44,7 @@ model.convert.description | model.convert.mmdetection_config
 model.convert | model.convert.origins
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
-    | pipelines.array_pickle
+    | pipelines.array_pickle | pipelines.shard_cache
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session
     | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
@@ -61,7 +61,8 @@ pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.c
     | pipelines.train_state | pipelines.doctor | pipelines.coco_metrics
     | pipelines.config_file | pipelines.sweep_space
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
-    | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
+    | pipelines.loading | pipelines.sampling | pipelines.inference | pipelines.gallery | pipelines.picture_score
+    | pipelines.coco_export
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
     | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists
     | pipelines.validation | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
