@@ -70,9 +70,10 @@ pipelines.loop
 pipelines.inbox | pipelines.evaluator
 pipelines.train_worker
 pipelines.follower
-pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
-pipelines.part_files | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
-pipelines.prepare | pipelines.train
+pipelines.careful | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
+pipelines.shard_task | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
+pipelines.part_files | pipelines.train
+pipelines.prepare
 pipelines.run_report | pipelines.sweep_trial | pipelines.sweeps
 pipelines.sweep_results | pipelines.sweep_runner
 pipelines.sweep_tracking
