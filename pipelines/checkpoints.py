@@ -24,6 +24,7 @@ from pipelines.manifest import ClassInfo
 FILE_NAME = "checkpoint.json"
 _FOLDER = "checkpoints"
 _MODEL, _OPTIMISER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
+_REMAINDER = "remainder.safetensors"
 _KIND = "checkpoint"
 _FORMAT_VERSION = 1
 
@@ -132,15 +133,19 @@ def write(run: str, made: Snapshot) -> Checkpoint:
         data = to_bytes(tensors)
         hashes[name] = commit.sha256_of(data)
         commit.write_file(filesystem, storage.join(folder, name), data)
-    body = {
-        "step": made.step,
-        "detector": to_dict(made.detector),
-        "classes": [dataclasses.asdict(info) for info in made.classes],
-        "files": hashes,
-    }
-    raw = commit.sealed(_KIND, _FORMAT_VERSION, body)
+    raw = _manifest(made.step, made.detector, made.classes, hashes)
     commit.write_file(filesystem, storage.join(folder, FILE_NAME), raw)
     return _parse(raw, uri)
+
+
+def _manifest(step: int, detector: DetectorConfig, classes: tuple[ClassInfo, ...], hashes: Mapping[str, str]) -> bytes:
+    body = {
+        "step": step,
+        "detector": to_dict(detector),
+        "classes": [dataclasses.asdict(info) for info in classes],
+        "files": dict(hashes),
+    }
+    return commit.sealed(_KIND, _FORMAT_VERSION, body)
 
 
 def save(
@@ -256,9 +261,6 @@ def model_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     return {weights: _read_bytes(checkpoint, weights), FILE_NAME: manifest}
 
 
-_REMAINDER = "remainder.safetensors"
-
-
 def save_weights(
     uri: str, detector: Detector, classes: tuple[ClassInfo, ...], remainder: Mapping[str, Tensor]
 ) -> Checkpoint:
@@ -275,13 +277,7 @@ def save_weights(
     """
     filesystem, folder = storage.open_uri(uri)
     files = {_MODEL: to_bytes(detector.state_dict()), **({_REMAINDER: to_bytes(remainder)} if remainder else {})}
-    body = {
-        "step": 0,
-        "detector": to_dict(detector.config),
-        "classes": [dataclasses.asdict(info) for info in classes],
-        "files": {name: commit.sha256_of(data) for name, data in files.items()},
-    }
-    raw = commit.sealed(_KIND, _FORMAT_VERSION, body)
+    raw = _manifest(0, detector.config, classes, {name: commit.sha256_of(data) for name, data in files.items()})
     path = storage.join(folder, FILE_NAME)
     if storage.is_file(filesystem, path):
         if storage.read_bytes(filesystem, path) != raw:

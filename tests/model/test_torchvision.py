@@ -25,7 +25,9 @@ def predict_ours(detector, picture):
     """Boxes, scores, labels and binary masks [D, H, W] in original pixels."""
     height, width = picture.shape[-2:]
     size = resized_hw(height, width, detector.config.picture.short_edge_px, detector.config.picture)
-    images = pad([resize(picture * 255, size)], tight_hw([size], detector.config.picture))
+    images = pad(
+        [resize(picture * 255, size, detector.config.picture.kernel)], tight_hw([size], detector.config.picture)
+    )
     found = detector.eval().predict(images)
     count = int(found.valid[0].sum())
     scale = torch.tensor([width / size[1], height / size[0]] * 2)
