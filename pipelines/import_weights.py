@@ -18,7 +18,7 @@ from model.convert.conversion import COUNTER
 from model.convert.origins import Evidence, rules_of
 from model.convert.transfer import take_classes
 from model.settings import override
-from pipelines import checkpoints, class_lists, foreign_weights
+from pipelines import class_lists, foreign_weights, starting_weights
 from pipelines.class_lists import ClassOrder
 from pipelines.foreign_weights import ForeignWeights, WeightsError
 from pipelines.presets.named import preset
@@ -145,7 +145,7 @@ def run(config: ImportConfig) -> ImportResult:
         notices += _class_notices(choice, order.classes, config.seed)
     detector = build_detector(detector_config)
     load_strict(detector, state, config.source)
-    checkpoint = checkpoints.save_weights(config.out, detector, classes, conversion.remainder)
+    checkpoint = starting_weights.save(config.out, detector, classes, conversion.remainder)
     return ImportResult(checkpoint.uri, framework, found, known, conversion, added, order, tuple(notices))
 
 

@@ -62,7 +62,7 @@ pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.c
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
     | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
-    | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists
+    | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists | pipelines.starting_weights
     | pipelines.validation | pipelines.watchdog
 pipelines.loop
 pipelines.inbox | pipelines.evaluator
@@ -72,7 +72,7 @@ pipelines.shard_task | pipelines.predict | pipelines.distill | pipelines.inspect
 pipelines.part_files | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
 pipelines.prepare | pipelines.train
 pipelines.run_report
-pipelines.demo | pipelines.cli_clusters
+pipelines.demo | pipelines.cli_clusters | pipelines.cli_weights
 pipelines.cli
 pipelines.__main__
 """

@@ -218,22 +218,3 @@ def test_no_checkpoint_anywhere(tmp_path):
         checkpoints.load(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
     assert storage.open_uri(str(tmp_path))[1] == str(tmp_path)
-
-
-def test_weights_alone_and_their_remainder(tmp_path):
-    detector, optimiser = trained()
-    uri, rest = str(tmp_path / "one"), {"unused": torch.arange(3.0)}
-    made = checkpoints.save_weights(uri, detector, CLASSES, rest)
-    assert (made.step, made.classes) == (0, CLASSES)
-    assert checkpoints.load(uri) == made == checkpoints.save_weights(uri, detector, CLASSES, rest)
-    assert_same_state(checkpoints.load_detector(made).state_dict(), detector.state_dict())
-    assert_same_state(checkpoints.load_remainder(made), rest)
-    bare = checkpoints.save_weights(str(tmp_path / "two"), detector, CLASSES, {})
-    assert checkpoints.load_remainder(bare) == {}
-    with pytest.raises(CheckpointError, match="holds another checkpoint, which was left alone: choose another folder"):
-        checkpoints.save_weights(uri, trained(seed=1)[0], CLASSES, rest)
-    with pytest.raises(CheckpointError, match=r"lacks optimizer\.safetensors"):
-        checkpoints.restore(made, detector, optimiser)
-    (tmp_path / "one" / "remainder.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="does not match the sha256"):
-        checkpoints.load_remainder(made)

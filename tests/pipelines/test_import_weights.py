@@ -10,7 +10,7 @@ from model.build import build_detector
 from model.convert import Framework, to_theirs
 from model.presets import heads, rules
 from model.settings import override
-from pipelines import checkpoints, class_lists, cli, export_weights, foreign_weights, import_weights
+from pipelines import checkpoints, class_lists, cli, export_weights, foreign_weights, import_weights, starting_weights
 from pipelines.export_weights import ExportConfig
 from pipelines.import_weights import ImportConfig
 from tests.oracles import parity
@@ -123,7 +123,7 @@ def test_the_files_own_list_and_a_config_of_mmdetection(tmp_path):
     assert [info.name for info in checkpoint.classes] == names
     assert checkpoint.detector == made.config
     # Counters that our constant norms do not have were nought and need no keeping.
-    assert checkpoints.load_remainder(checkpoint) == {}
+    assert starting_weights.load_remainder(checkpoint) == {}
 
 
 def test_counters_that_ours_lacks_are_kept_for_the_way_back(tmp_path):
@@ -141,7 +141,7 @@ def test_counters_that_ours_lacks_are_kept_for_the_way_back(tmp_path):
                                                    (Framework.TORCHVISION, ".safetensors")])  # fmt: skip
 def test_what_was_exported_is_imported_without_a_question(framework, ending, tmp_path):
     made = detector(rules.torchvision(), box__nms_iou=0.37)
-    checkpoints.save_weights(str(tmp_path / "one"), made, class_lists.COCO[:4], {})
+    starting_weights.save(str(tmp_path / "one"), made, class_lists.COCO[:4], {})
     path = str(tmp_path / f"w{ending}")
     export_weights.run(ExportConfig(str(tmp_path / "one"), framework, path))
     result = run(path, tmp_path / "two")
