@@ -151,6 +151,13 @@ def test_what_was_exported_is_imported_without_a_question(framework, ending, tmp
     assert result.framework is framework
 
 
+def test_a_preset_with_another_frameworks_rules_is_told(tmp_path):
+    saved(tmp_path / "w.pkl", detector(rules.detectron2()), Framework.DETECTRON2)
+    result = run(tmp_path / "w.pkl", tmp_path / "one", preset="mmdet_mask_rcnn_r50_fpn_1x")
+    assert result.notices == ("mmdet_mask_rcnn_r50_fpn_1x has the rules of mmdet, the weights are of detectron2",)
+    assert run(tmp_path / "w.pkl", tmp_path / "two", preset="detectron2_mask_rcnn_r50_fpn_1x").notices == ()
+
+
 def test_the_same_import_again_changes_nothing_and_another_is_refused(tmp_path):
     made = detector(rules.torchvision())
     saved(tmp_path / "w.pth", made, Framework.TORCHVISION)
