@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pipelines import cli_clusters
+from pipelines import cli_clusters, cli_weights
 from pipelines.terminal import parse, show, table
 
 _USAGE = """usage: maskray COMMAND ...
@@ -198,29 +198,6 @@ def _demo(arguments: Sequence[str]) -> None:
     show(f"report: {result.report}")
 
 
-def _import(arguments: Sequence[str]) -> None:
-    from pipelines import import_weights
-
-    config = parse(import_weights.ImportConfig, arguments, "import", positional=True)
-    result = import_weights.run(config)
-    show(table(("setting", "value", "known by"), result.settings()))
-    if config.verbose:
-        show("\n" + table(("their name", "our name", "what was done"), result.every_key()))
-    show("\n" + table(("keys", ""), result.key_counts()))
-    names = ", ".join(info.name for info in result.order.classes)
-    show(f"\n{len(result.order.classes)} classes ({result.order.why}): {names}")
-    for notice in result.notices:
-        show(f"note: {notice}")
-    show(f"checkpoint: {result.checkpoint}")
-
-
-def _export_weights(arguments: Sequence[str]) -> None:
-    from pipelines import export_weights
-
-    config = parse(export_weights.ExportConfig, arguments, "export-weights", positional=True)
-    show(f"{export_weights.run(config)} tensors: {config.out}")
-
-
 def _list(arguments: Sequence[str]) -> None:
     what, rest = _choose(arguments, ("presets", "datasets", "sweeps"), "list", "kind")
     if what == "presets":
@@ -264,8 +241,10 @@ COMMANDS: dict[str, _Command] = {
     "evaluate": _Command(_evaluate, "COCO AP of boxes and masks"),
     "predict": _Command(_predict, "label every picture of a data set"),
     "distill": _Command(_distill, "choose pseudo-labels among predictions -> a data set to train on"),
-    "import": _Command(_import, "weights of torchvision, Detectron2 or MMDetection -> a checkpoint"),
-    "export-weights": _Command(_export_weights, "a checkpoint -> weights of torchvision, Detectron2 or MMDetection"),
+    "import": _Command(cli_weights.import_, "weights of torchvision, Detectron2 or MMDetection -> a checkpoint"),
+    "export-weights": _Command(
+        cli_weights.export_weights, "a checkpoint -> weights of torchvision, Detectron2 or MMDetection"
+    ),
     "report": _Command(_report, "one HTML page on a training run: curves, AP by class, best and worst pictures"),
     "tune": _Command(cli_clusters.tune, "many trainings that differ in a few settings, with Ray Tune"),
     "doctor": _Command(

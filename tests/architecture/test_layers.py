@@ -64,7 +64,7 @@ pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipel
     | pipelines.loading | pipelines.sampling | pipelines.inference | pipelines.gallery | pipelines.picture_score
     | pipelines.coco_export
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
-    | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists
+    | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists | pipelines.starting_weights
     | pipelines.validation | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
 pipelines.loop
 pipelines.inbox | pipelines.evaluator
@@ -78,7 +78,7 @@ pipelines.run_report | pipelines.sweep_trial | pipelines.sweeps
 pipelines.sweep_results | pipelines.sweep_runner
 pipelines.sweep_tracking
 pipelines.tune
-pipelines.demo | pipelines.cli_clusters
+pipelines.demo | pipelines.cli_clusters | pipelines.cli_weights
 pipelines.cli
 pipelines.__main__
 """

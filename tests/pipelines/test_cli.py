@@ -28,6 +28,8 @@ FORMS = [
     "evaluate",
     "predict",
     "distill",
+    "import",
+    "export-weights",
     "report",
 ]
 
