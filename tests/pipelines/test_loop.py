@@ -302,7 +302,7 @@ def test_the_seed_decides(data, whole, tmp_path):
     fit(tiny_run.job(config), CPU, lambda row: None)
     first = checkpoints.load_detector(checkpoints.load(f"{whole[0]}/checkpoints/step-00000002"))
     other = checkpoints.load_detector(checkpoints.load(str(tmp_path)))
-    assert not torch.equal(first.rpn.head.conv.weight, other.rpn.head.conv.weight)
+    assert not torch.equal(first.rpn.head.convs[0].weight, other.rpn.head.convs[0].weight)
 
 
 def test_training_starts_from_the_given_weights(data, whole, tmp_path):
