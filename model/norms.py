@@ -74,7 +74,7 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         centred = wide - mean[:, None, None]
         squares = (centred * centred * weight).sum((0, 2, 3))
         variance = (_sum_over_workers(squares) if is_shared else squares) / count
-        self._track(mean.detach(), variance.detach(), count.detach())
+        self._track(mean.detach(), variance.detach(), sums[-1].detach())
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
@@ -84,9 +84,12 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+        # A batch without real entries says nothing about the statistics.
+        known = count > 0
+        share = known * self.momentum
+        self.num_batches_tracked.add_(known)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), share)
 
 
 def _sum_over_workers(values: Tensor) -> Tensor:
