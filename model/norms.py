@@ -1,10 +1,9 @@
 """Normalisation layers, and convolutions that carry one."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed
-import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,8 +91,24 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), share)
 
 
+class _SumOverWorkers(torch.autograd.Function):
+    """The sum of all workers' values; each worker's gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+
 def _sum_over_workers(values: Tensor) -> Tensor:
-    return cast(Tensor, torch.distributed.nn.functional.all_reduce(values))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _SumOverWorkers.apply(values))
 
 
 def build_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module | None:
