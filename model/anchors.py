@@ -1,4 +1,4 @@
-"""Anchor boxes of the pyramid levels: one size a level, several ratios, centred on the cells' corners."""
+"""Anchor boxes centred on the cells' corners: on a pyramid one size a level, on a single map all sizes in a cell."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,15 @@ def cell_anchors(size_px: float, ratios: Sequence[float], rounded: bool) -> Tens
     return anchors.round() if rounded else anchors
 
 
-def all_cell_anchors(config: AnchorConfig) -> Tensor:
-    """Anchors [L, A, 4] of one cell of each level."""
-    return torch.stack([cell_anchors(size, config.ratios, config.rounded) for size in config.sizes_px])
+def anchors_per_cell(config: AnchorConfig, num_levels: int) -> int:
+    """Anchors of one cell."""
+    return len(config.ratios) * (len(config.sizes_px) if num_levels == 1 else 1)
+
+
+def all_cell_anchors(config: AnchorConfig, num_levels: int) -> Tensor:
+    """Anchors [L, A, 4] of one cell of each level; on a single level ratio first, then size (MMDetection's order)."""
+    by_size = torch.stack([cell_anchors(size, config.ratios, config.rounded) for size in config.sizes_px])
+    return by_size if num_levels > 1 else by_size.transpose(0, 1).reshape(1, -1, 4)
 
 
 def pyramid_anchors(

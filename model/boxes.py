@@ -27,6 +27,15 @@ def pairwise_iou(boxes: Tensor, others: Tensor) -> Tensor:
     return torch.where(union > 0, inter / union, torch.zeros_like(inter))
 
 
+def covered_by(boxes: Tensor, regions: Tensor) -> Tensor:
+    """Share of each box that lies in its best region: [..., N] in 0..1 of boxes [..., N, 4], regions [..., M, 4]."""
+    a, b = boxes[..., :, None, :], regions[..., None, :, :]
+    width = (torch.minimum(a[..., 2], b[..., 2]) - torch.maximum(a[..., 0], b[..., 0])).clamp(min=0)
+    height = (torch.minimum(a[..., 3], b[..., 3]) - torch.maximum(a[..., 1], b[..., 1])).clamp(min=0)
+    share = width * height / area(boxes)[..., :, None].clamp(min=1e-6)
+    return share.amax(dim=-1)
+
+
 def clip(boxes: Tensor, sizes_hw: Tensor) -> Tensor:
     """Boxes [B, ..., 4] limited to pictures of sizes_hw [B, 2]."""
     limits = sizes_hw.to(boxes.dtype).flip(-1).repeat(1, 2)  # w, h, w, h
@@ -48,12 +57,18 @@ def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, f
     return torch.stack([deltas[..., i] * weights[i] for i in range(4)], dim=-1)
 
 
-def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float]) -> Tensor:
-    """Boxes [..., 4] from deltas [..., 4] against anchors [..., 4] (broadcast); not clipped to any picture."""
+def decode(
+    deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float], limit_shrink: bool = False
+) -> Tensor:
+    """Boxes [..., 4] from deltas [..., 4] against anchors [..., 4] (broadcast); not clipped to any picture.
+
+    Log-sizes are limited to `MAX_LOG_SCALE`, with `limit_shrink` to its negative too (MMDetection).
+    """
+    least = -MAX_LOG_SCALE if limit_shrink else None
     dx, dy, dw, dh = (deltas[..., i] / weights[i] for i in range(4))
     width, height = anchors[..., 2] - anchors[..., 0], anchors[..., 3] - anchors[..., 1]
     centre_x, centre_y = anchors[..., 0] + 0.5 * width, anchors[..., 1] + 0.5 * height
     x, y = dx * width + centre_x, dy * height + centre_y
-    w = torch.exp(dw.clamp(max=MAX_LOG_SCALE)) * width
-    h = torch.exp(dh.clamp(max=MAX_LOG_SCALE)) * height
+    w = torch.exp(dw.clamp(least, MAX_LOG_SCALE)) * width
+    h = torch.exp(dh.clamp(least, MAX_LOG_SCALE)) * height
     return torch.stack([x - 0.5 * w, y - 0.5 * h, x + 0.5 * w, y + 0.5 * h], dim=-1)

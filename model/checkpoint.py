@@ -6,9 +6,10 @@ import safetensors.torch
 from torch import Tensor, nn
 
 
-def to_bytes(state: Mapping[str, Tensor]) -> bytes:
+def to_bytes(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """A state dict as a safetensors file; tensors keep their type and are stored contiguous."""
-    data: bytes = safetensors.torch.save({name: value.detach().contiguous() for name, value in state.items()})
+    plain = {name: value.detach().contiguous() for name, value in state.items()}
+    data: bytes = safetensors.torch.save(plain, dict(metadata) if metadata else None)
     return data
 
 

@@ -4,12 +4,31 @@ import torch
 from torch import Tensor, nn
 
 from model.backbones.fpn import FeaturePyramid
-from model.config import ChannelOrder, DetectorConfig
+from model.backbones.single import SingleMap
+from model.config import ChannelOrder, DetectorConfig, RoIKind
+from model.roi.cascade import CascadeRoI
+from model.roi.htc import HybridTaskCascade
 from model.roi.standard import StandardRoI
 from model.rpn import RegionProposals
 from model.structures import Detections, Images, Targets
 
-LOSS_NAMES = ("rpn_cls", "rpn_box", "cls", "box", "mask")
+
+def loss_names(config: DetectorConfig) -> tuple[str, ...]:
+    """The losses of a training step of such a detector, in order."""
+    rpn = ("rpn_cls", "rpn_box")
+    if config.roi is RoIKind.STANDARD:
+        heads = (("mask", config.mask.enabled), ("keypoint", config.keypoint.enabled))
+        return (*rpn, "cls", "box", *(name for name, enabled in heads if enabled))
+    semantic = ("semantic",) if config.semantic.enabled else ()
+    names = []
+    for stage in range(len(config.cascade.ious)):
+        has_mask = config.mask.enabled and (config.cascade.mask_each_stage or stage == 0)
+        parts = ("cls", "box", "mask") if has_mask else ("cls", "box")
+        names += [f"stage{stage}_{part}" for part in parts]
+    return (*rpn, *semantic, *names)
+
+
+RoIStage = StandardRoI | CascadeRoI | HybridTaskCascade
 
 
 def normalise(images: Images, mean: Tensor, std: Tensor, order: ChannelOrder) -> Tensor:
@@ -32,7 +51,9 @@ class Detector(nn.Module):
         config: the configuration it was built from; saved beside its weights.
     """
 
-    def __init__(self, config: DetectorConfig, pyramid: FeaturePyramid, rpn: RegionProposals, roi: StandardRoI) -> None:
+    def __init__(
+        self, config: DetectorConfig, pyramid: FeaturePyramid | SingleMap, rpn: RegionProposals, roi: RoIStage
+    ) -> None:
         """Take the built parts; `config` is kept for the record and for the picture pipeline."""
         super().__init__()
         self.config = config
@@ -47,26 +68,26 @@ class Detector(nn.Module):
     std: Tensor
 
     def features(self, images: Images) -> list[Tensor]:
-        """Pyramid levels P2..P6 of a batch."""
+        """The feature maps of a batch, finest first: P2..P6 of a pyramid, or the one map."""
         levels: list[Tensor] = self.pyramid(normalise(images, self.mean, self.std, self.config.picture.channel_order))
         return levels
 
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
-        """The five losses of a training step, scalars named by `LOSS_NAMES`; their sum is the objective."""
+        """The losses of a training step, scalars named as `loss_names` says; their sum is the objective."""
         features = self.features(images)
         output = self.rpn(features)
-        losses = self.rpn.losses(output, targets)
+        losses = self.rpn.losses(output, targets, images.sizes_hw)
         proposals = self.rpn.proposals(output, images.sizes_hw)
-        losses.update(self.roi.losses(features, proposals, targets))
+        losses.update(self.roi.losses(features, proposals, targets, images.sizes_hw))
         return losses
 
     @torch.no_grad()
     def predict(self, images: Images) -> Detections:
-        """Detections of a batch with mask probabilities, in network-input pixels."""
+        """Detections of a batch with mask probabilities and heat maps, in network-input pixels."""
         features = self.features(images)
         proposals = self.rpn.proposals(self.rpn(features), images.sizes_hw)
-        found = self.roi.detect(features, proposals, images.sizes_hw)
-        return self.roi.masks(features, found)
+        features = self.roi.prepare(features)
+        return self.roi.complete(features, self.roi.detect(features, proposals, images.sizes_hw))
 
     def forward(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """The training step's losses: what a data-parallel wrapper calls."""

@@ -10,9 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from model.boxes import pairwise_iou
+from model.boxes import covered_by, pairwise_iou
+from model.structures import Targets
 
 _MASK_32 = 0xFFFFFFFF
+_IGNORED_SHARE = 0.5  # of a box inside an ignored region, from which it is not background
 
 
 class Matches(NamedTuple):
@@ -31,7 +33,9 @@ class Matches(NamedTuple):
     best_of: Tensor
 
 
-def match(boxes: Tensor, objects: Tensor, valid: Tensor, min_best_iou: float = 0.0) -> Matches:
+def match(
+    boxes: Tensor, objects: Tensor, valid: Tensor, min_best_iou: float = 0.0, taking_part: Tensor | None = None
+) -> Matches:
     """Match boxes [N, 4] or [B, N, 4] to objects [B, G, 4] of which `valid` [B, G] are real.
 
     Args:
@@ -39,9 +43,12 @@ def match(boxes: Tensor, objects: Tensor, valid: Tensor, min_best_iou: float = 0
         objects: ground-truth boxes, padded.
         valid: which objects are real.
         min_best_iou: an object whose best overlap is smaller has no best box; 0 overlap never counts.
+        taking_part: bool [B, N], boxes that can be an object's best; None for all.
     """
     iou = pairwise_iou(boxes, objects)
     iou = torch.where(valid[:, None, :], iou, -1.0)
+    if taking_part is not None:
+        iou = torch.where(taking_part[:, :, None], iou, -1.0)
     best_iou, index = iou.max(dim=2)
     object_best = iou.amax(dim=1, keepdim=True)
     eligible = (object_best > 0) & (object_best >= min_best_iou)
@@ -49,6 +56,22 @@ def match(boxes: Tensor, objects: Tensor, valid: Tensor, min_best_iou: float = 0
     numbers = torch.arange(objects.shape[1], device=iou.device)
     best_of = torch.where(tied, numbers, -1).amax(dim=2)
     return Matches(best_iou, index, best_of >= 0, best_of)
+
+
+def ignored(boxes: Tensor, targets: Targets) -> Tensor:
+    """Which boxes [N, 4] or [B, N, 4] lie in a region that is neither object nor background: bool [B, N]."""
+    if targets.ignore is None:
+        return torch.zeros((), dtype=torch.bool, device=boxes.device)
+    # A region of no extent covers nothing.
+    regions = torch.where(targets.ignore[..., None], targets.boxes, torch.zeros_like(targets.boxes))
+    return covered_by(boxes, regions) >= _IGNORED_SHARE
+
+
+def object_weights(targets: Targets, objects: Tensor, positive: Tensor) -> Tensor:
+    """Factor [B, S] of each sample's loss: its object's weight where it is positive, else 1."""
+    if targets.weights is None:
+        return torch.ones((), device=positive.device)
+    return torch.where(positive, targets.weights.gather(1, objects), 1.0)
 
 
 def random_keys(seeds: Tensor, count: int, stream: int) -> Tensor:

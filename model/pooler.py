@@ -1,12 +1,13 @@
-"""RoIAlign over a pyramid: each RoI is pooled from the level that fits its size."""
+"""From boxes to crops: on a pyramid each RoI is pooled from the level that fits its size."""
 
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from model.config import LevelRule, PoolerConfig
-from model.ops.roi_align import pyramid_roi_align
+from model.config import LevelRule, PoolerConfig, PoolOperation
+from model.ops.roi_align import pyramid_roi_align, roi_warp
+from model.ops.roi_pool import roi_pool
 
 # A 224 px RoI (the ImageNet crop) belongs to level 4, counted as log2 of the stride.
 _CANONICAL_SIZE_PX = 224.0
@@ -37,7 +38,7 @@ def assign_levels(boxes: Tensor, strides: Sequence[int], rule: LevelRule) -> Ten
 
 
 class PyramidPooler(nn.Module):
-    """Pools boxes of a batch from the levels the RoI heads use (P2..P5)."""
+    """Pools boxes of a batch from the levels the RoI heads use (P2..P5, or the one map)."""
 
     def __init__(self, config: PoolerConfig, strides: Sequence[int]) -> None:
         """Take the settings and the strides of the levels, finest first."""
@@ -51,12 +52,26 @@ class PyramidPooler(nn.Module):
         flat = boxes.reshape(-1, 4)
         picture = torch.arange(batch, device=boxes.device, dtype=flat.dtype)[:, None].expand(batch, count)
         rois = torch.cat([picture.reshape(-1, 1), flat], dim=1)
-        return pyramid_roi_align(
-            list(features[: len(self.strides)]),
-            rois,
-            assign_levels(flat, self.strides, self.config.level_rule),
-            output_size,
-            [1.0 / stride for stride in self.strides],
-            self.config.sampling_ratio,
-            self.config.aligned,
-        )
+        maps, scales = list(features[: len(self.strides)]), [1.0 / stride for stride in self.strides]
+        levels = assign_levels(flat, self.strides, self.config.level_rule)
+        config = self.config
+        if config.operation is PoolOperation.ALIGN:
+            return pyramid_roi_align(
+                maps, rois, levels, output_size, scales, config.sampling_ratio, config.aligned, config.reduction.value
+            )
+        return self._compared(maps, rois, levels, output_size, scales)
+
+    def _compared(
+        self, maps: list[Tensor], rois: Tensor, levels: Tensor, output_size: int, scales: list[float]
+    ) -> Tensor:
+        """RoIPool or RoIWarp: every RoI on every level, then each from its own. For ablations, where time is none."""
+        config = self.config
+        crops = [
+            roi_pool(map_, rois, output_size, scale) if config.operation is PoolOperation.POOL
+            else roi_warp(map_, rois, output_size, scale, config.sampling_ratio, config.reduction.value)
+            for map_, scale in zip(maps, scales, strict=True)
+        ]  # fmt: skip
+        chosen = crops[0]
+        for level, crop in enumerate(crops[1:], start=1):
+            chosen = torch.where((levels == level)[:, None, None, None], crop, chosen)
+        return chosen

@@ -1,7 +1,7 @@
 """What flows through the detector: batches of fixed shape, with masks that say which entries are real.
 
 Shape letters: B pictures, G objects a picture (padded), P proposals, D detections, M mask side, K classes,
-J keypoints.
+J keypoints, R RoIs, S samples.
 Boxes are x1, y1, x2, y2 in pixels of the (resized, padded) network input, continuous, x2 > x1.
 """
 
@@ -81,6 +81,30 @@ class Proposals(NamedTuple):
     valid: Tensor
 
 
+class SampledRoIs(NamedTuple):
+    """The RoIs in the loss, S a picture, positives first, and what they are trained towards.
+
+    Attributes:
+        rois: float32 [B, S, 4].
+        labels: int64 [B, S], K for background.
+        boxes: float32 [B, S, 4], the matched object.
+        positive: bool [B, S].
+        valid: bool [B, S], false for padding.
+        objects: int64 [B, S], index of the matched object in its picture.
+        is_object: bool [B, S], the RoI is an object's own box, added to the proposals.
+        weights: float32 [B, S] or a scalar, factor of each RoI's losses.
+    """
+
+    rois: Tensor
+    labels: Tensor
+    boxes: Tensor
+    positive: Tensor
+    valid: Tensor
+    objects: Tensor
+    is_object: Tensor
+    weights: Tensor
+
+
 class Detections(NamedTuple):
     """Final detections of a batch, best first.
 
@@ -89,11 +113,14 @@ class Detections(NamedTuple):
         scores: float32 [B, D].
         labels: int64 [B, D] in 0..K-1.
         valid: bool [B, D], false for padding.
-        masks: float32 [B, D, M, M], probability that a cell of the box belongs to the object.
+        masks: float32 [B, D, M, M], probability that a cell of the box belongs to the object; None of a detector
+            without a mask head.
+        heatmaps: float32 [B, D, J, S, S], logits of each keypoint's place in the box; None without keypoints.
     """
 
     boxes: Tensor
     scores: Tensor
     labels: Tensor
     valid: Tensor
-    masks: Tensor
+    masks: Tensor | None = None
+    heatmaps: Tensor | None = None

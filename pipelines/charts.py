@@ -56,6 +56,54 @@ def line_chart_svg(title: str, series: Mapping[str, Sequence[Point]], x_label: s
     return f'<figure class="chart">{caption}<svg {view}>{"".join(inner)}</svg>{_legend(series)}</figure>'
 
 
+def parallel_coordinates_svg(title: str, axes: Sequence[str], lines: Mapping[str, Sequence[float | str]]) -> str:
+    """A chart of many things by several properties: an upright axis a property, a line a thing.
+
+    Args:
+        title: Shown above, and read aloud by screen readers.
+        axes: Names, from left to right.
+        lines: Values by the name of the thing, one an axis; text stands at places of its own.
+
+    Returns:
+        A ``figure`` element; it says so where there is no line.
+    """
+    caption = f"<figcaption>{escape(title)}</figcaption>"
+    if not lines:
+        return f'<figure class="chart">{caption}<p class="empty">No values yet.</p></figure>'
+    gap = (_WIDTH - _LEFT - _RIGHT) / max(len(axes) - 1, 1)
+    heights, inner = [], []
+    for number, name in enumerate(axes):
+        x = _LEFT + number * gap
+        marks = _marks([values[number] for values in lines.values()])
+        heights.append(marks)
+        inner.append(f'<path class="grid" d="M{x:.1f} {_TOP}V{_HEIGHT - _BOTTOM}"/>')
+        below = _HEIGHT - _BOTTOM + (17 if number % 2 == 0 else 34)  # in turn, so that long names have room
+        inner.append(f'<text class="x" x="{x:.1f}" y="{below}">{escape(name.rsplit(".", 1)[-1])}</text>')
+        ends = sorted(set(marks.items()), key=lambda mark: mark[1])
+        shown = ends if isinstance(ends[0][0], str) else [ends[0], ends[-1]]
+        for value, y in dict(shown).items():
+            text = value if isinstance(value, str) else f"{value:.3g}"
+            inner.append(f'<text class="y" x="{x - 4:.1f}" y="{y:.1f}" dy="4">{escape(text)}</text>')
+    for number, (name, values) in enumerate(lines.items()):
+        places = [(_LEFT + at * gap, heights[at][value]) for at, value in enumerate(values)]
+        path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in places)
+        tip = escape(f"{name}: " + ", ".join(f"{axis} {value}" for axis, value in zip(axes, values, strict=True)))
+        inner.append(f'<g class="{_colour(number)}"><path d="{path}"><title>{tip}</title></path></g>')
+    view = f'viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}"'
+    return f'<figure class="chart">{caption}<svg {view}>{"".join(inner)}</svg></figure>'
+
+
+def _marks(values: Sequence[float | str]) -> dict[float | str, float]:
+    """Where each value stands on an upright axis; on equal distances where there is text among them."""
+    low, high = float(_HEIGHT - _BOTTOM), float(_TOP)
+    if any(isinstance(value, str) for value in values):
+        named = sorted(set(values), key=str)
+        return {value: low + (high - low) * (at + 1) / (len(named) + 1) for at, value in enumerate(named)}
+    numbers = [float(value) for value in values]
+    axis = _Axis(*_span(numbers), low, high)
+    return {value: axis.at(float(value)) for value in values}
+
+
 def _line(name: str, points: Sequence[Point], x_axis: _Axis, y_axis: _Axis, number: int) -> str:
     """Line pieces between the gaps, and a dot with a hover title a point."""
     pieces, dots, pen_down = [], [], False

@@ -7,10 +7,11 @@ set aside alone.
 from __future__ import annotations
 
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pipelines import commit, decode
 from pipelines.check_instance import InstanceError, Vocabulary, check_instance
+from pipelines.check_semantic import MapError, check_map, paint
 from pipelines.records import Instance, Record
 from pipelines.rejections import Reason, Rejection, shown
 from pipelines.source_index import RawRow, as_id
@@ -34,12 +35,16 @@ class Rules:
         labelled: whether somebody looked for objects in these pictures.
         max_pixels: refuse larger pictures, by their header.
         full_decode: decode every pixel; else only the header is read, and a cut file passes.
+        semantic_classes: values of semantic maps are below this.
+        masks_required: set objects without a mask aside.
     """
 
     vocabulary: Vocabulary
     labelled: bool
     max_pixels: int = decode.MAX_PIXELS
     full_decode: bool = True
+    semantic_classes: int = 0
+    masks_required: bool = False
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,14 @@ class Checked:
     rejections: tuple[Rejection, ...]
 
 
-def check(row: RawRow, data: bytes, rules: Rules) -> Checked | Rejection:
+def check(row: RawRow, data: bytes, rules: Rules, semantic: bytes | None = None) -> Checked | Rejection:
     """Judge one picture and its objects.
 
     Args:
         row: what the source lists.
         data: the picture's file, whole.
         rules: classes and limits.
+        semantic: the file of its semantic map, whole; None where the source has none or lists it as masks.
     """
     try:
         header = decode.read_header(data, rules.max_pixels)
@@ -79,7 +85,18 @@ def check(row: RawRow, data: bytes, rules: Rules) -> Checked | Rejection:
         if size != found:
             turned = f" (EXIF orientation {header.orientation})" if header.orientation > 1 else ""
             return reject_row(row, Reason.SIZE_MISMATCH, field, f"{size}, the picture has {found}{turned}")
-    return _with_instances(row, data, header, rules)
+    problems: list[str] = []
+    if semantic is not None:
+        try:
+            check_map(semantic, header.height, header.width, rules.semantic_classes)
+        except MapError as error:
+            return reject_row(row, Reason.BAD_MAP, "semantic", str(error))
+    elif isinstance(row.semantic, list):
+        semantic, problems = paint(row.semantic, header.height, header.width)
+    checked = _with_instances(row, data, header, rules)
+    # A mask of the map that cannot be painted costs no object: those are judged by themselves.
+    lost = (_rejection(row, Reason.BAD_MAP, "semantic", text) for text in problems)
+    return Checked(replace(checked.record, semantic=semantic), (*checked.rejections, *lost))
 
 
 def check_file_name(row: RawRow) -> Rejection | None:
@@ -108,21 +125,14 @@ def _with_instances(row: RawRow, data: bytes, header: decode.Header, rules: Rule
     rejections: list[Rejection] = []
     for raw in row.annotations:
         try:
-            kept.append(check_instance(raw, header.height, header.width, rules.vocabulary))
+            instance = check_instance(raw, header.height, header.width, rules.vocabulary)
+            if rules.masks_required and instance.polygons is None and instance.rle is None:
+                raise InstanceError(Reason.NO_MASK, "segmentation", "there is no mask")
+            kept.append(instance)
         except InstanceError as fault:
             instance_id = as_id(raw.get("id")) if isinstance(raw, dict) else None
-            rejections.append(
-                Rejection(
-                    reason=fault.reason,
-                    field=fault.field,
-                    value=fault.value,
-                    is_row=False,
-                    file_name=_name_shown(row),
-                    image_id=row.image_id,
-                    instance_id=instance_id,
-                    instances=1,
-                )
-            )
+            lost = _rejection(row, fault.reason, fault.field, fault.value)
+            rejections.append(replace(lost, instance_id=instance_id, instances=1))
     record = Record(
         image_id=row.image_id,
         file_name=str(row.file_name),
@@ -134,6 +144,10 @@ def _with_instances(row: RawRow, data: bytes, header: decode.Header, rules: Rule
         labelled=rules.labelled,
     )
     return Checked(record, tuple(rejections))
+
+
+def _rejection(row: RawRow, reason: Reason, field: str, value: str) -> Rejection:
+    return Rejection(reason, field, value, is_row=False, file_name=_name_shown(row), image_id=row.image_id)
 
 
 def _name_shown(row: RawRow) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pipelines import masks
+from pipelines.polygons import validate_polygons
 from pipelines.records import FloatArray, Instance
 from pipelines.rejections import Reason, shown
 from pipelines.source_index import as_id
@@ -82,6 +83,8 @@ def check_instance(raw: object, height: int, width: int, vocabulary: Vocabulary)
 
 
 def _number(value: object) -> float | None:
+    if type(value) is float:  # nearly all are
+        return value if math.isfinite(value) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
@@ -127,7 +130,7 @@ def _segmentation(raw: object, height: int, width: int) -> tuple[tuple[FloatArra
     try:
         if isinstance(raw, Mapping):
             return None, _rle(raw, height, width)
-        return masks.validate_polygons(raw, height, width), None
+        return validate_polygons(raw, height, width), None
     except masks.MaskError as error:
         raise InstanceError(Reason.BAD_SEGMENTATION, "segmentation", str(error)) from error
 

@@ -256,6 +256,51 @@ def model_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     return {weights: _read_bytes(checkpoint, weights), FILE_NAME: manifest}
 
 
+_REMAINDER = "remainder.safetensors"
+
+
+def save_weights(
+    uri: str, detector: Detector, classes: tuple[ClassInfo, ...], remainder: Mapping[str, Tensor]
+) -> Checkpoint:
+    """Write a checkpoint of weights alone at `uri`, to start training from; the same one again changes nothing.
+
+    Args:
+        uri: its folder.
+        detector: with the weights.
+        classes: in the order of labels.
+        remainder: what of another framework's weights the detector has no place for, kept for the way back.
+
+    Raises:
+        CheckpointError: another checkpoint is there.
+    """
+    filesystem, folder = storage.open_uri(uri)
+    files = {_MODEL: to_bytes(detector.state_dict()), **({_REMAINDER: to_bytes(remainder)} if remainder else {})}
+    body = {
+        "step": 0,
+        "detector": to_dict(detector.config),
+        "classes": [dataclasses.asdict(info) for info in classes],
+        "files": {name: commit.sha256_of(data) for name, data in files.items()},
+    }
+    raw = commit.sealed(_KIND, _FORMAT_VERSION, body)
+    path = storage.join(folder, FILE_NAME)
+    if storage.is_file(filesystem, path):
+        if storage.read_bytes(filesystem, path) != raw:
+            raise CheckpointError(f"{uri} holds another checkpoint, which was left alone: choose another folder")
+        return _parse(raw, uri)
+    for name, data in {**files, FILE_NAME: raw}.items():  # the manifest last
+        commit.write_file(filesystem, storage.join(folder, name), data)
+    return _parse(raw, uri)
+
+
+def load_remainder(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """What `save_weights` kept for the way back; empty where there is nothing.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    return _read_checked(checkpoint, _REMAINDER) if _REMAINDER in checkpoint.files else {}
+
+
 def load_detector(checkpoint: Checkpoint) -> Detector:
     """The detector of a checkpoint, in training mode on the CPU; of its averaged weights where it has them.
 

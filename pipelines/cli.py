@@ -1,7 +1,7 @@
 """The command line, generated from the config dataclasses of each command.
 
-A command's module is imported when that command is chosen, so that ``maskray --help`` answers at once. This is the
-only module that prints results and that ends the process.
+A command's module is imported when that command is chosen, so that ``maskray --help`` answers at once. This module
+and those it is made of alone print results and end the process.
 """
 
 import logging
@@ -9,9 +9,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-T = TypeVar("T")
+from pipelines import cli_clusters
+from pipelines.terminal import parse, show, table
 
 _USAGE = """usage: maskray COMMAND ...
 
@@ -21,30 +22,6 @@ Mask R-CNN as a distributed workflow on Ray. Paths may be local or URIs (s3://, 
 
 Each command explains itself: maskray COMMAND --help
 """
-
-
-def _parse(
-    kind: type[T], arguments: Sequence[str], command: str, default: T | None = None, positional: bool = False
-) -> T:
-    """The config of a command line; `positional` takes its required fields without their names."""
-    import tyro
-
-    parsed: T = tyro.cli(
-        kind,
-        args=list(arguments),
-        prog=f"maskray {command}",
-        default=default,
-        config=(tyro.conf.EnumChoicesFromValues, *([tyro.conf.PositionalRequiredArgs] if positional else [])),
-    )
-    return parsed
-
-
-def _table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    cells = [[str(cell) for cell in row] for row in (headers, *rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(headers))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
-    )
 
 
 def _percent(value: float) -> str:
@@ -59,21 +36,19 @@ def metrics_rows(name: str, metrics: Any) -> list[object]:
 _METRIC_HEADERS = ("", "AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
-def _show(text: str) -> None:
-    print(text)
-
-
-def _choose(arguments: Sequence[str], choices: Sequence[str], command: str, what: str) -> tuple[str, Sequence[str]]:
-    """The first word, one of `choices`, and the rest.
+def _choose(
+    arguments: Sequence[str], choices: Sequence[str], command: str, what: str, listed: str = ""
+) -> tuple[str, Sequence[str]]:
+    """The first word, one of `choices`, and the rest; `listed` stands for choices that are too many to list.
 
     Raises:
         ValueError: another word, or none.
     """
     if arguments and arguments[0] in choices:
         return arguments[0], arguments[1:]
-    listed = ", ".join(choices)
+    listed = listed or ", ".join(choices)
     if arguments and arguments[0] in ("-h", "--help"):
-        _show(f"usage: maskray {command} {what.upper()} ...\n\n{what}: one of {listed}\n\n"
+        show(f"usage: maskray {command} {what.upper()} ...\n\n{what}: one of {listed}\n\n"
               f"Then: maskray {command} {what.upper()} --help")  # fmt: skip
         raise SystemExit(0)
     got = f"got {arguments[0]!r}" if arguments else "got none"
@@ -81,12 +56,17 @@ def _choose(arguments: Sequence[str], choices: Sequence[str], command: str, what
 
 
 def _prepare(arguments: Sequence[str]) -> None:
-    from pipelines import prepare
+    from pipelines import prepare, prepare_config
     from pipelines.progress import Progress
 
-    kinds: dict[str, Any] = {"coco": prepare.PrepareCoco, "images": prepare.PrepareImages}
+    kinds: dict[str, Any] = {
+        "coco": prepare_config.PrepareCoco,
+        "cityscapes": prepare_config.PrepareCityscapes,
+        "nuimages": prepare_config.PrepareNuimages,
+        "images": prepare_config.PrepareImages,
+    }
     source, rest = _choose(arguments, tuple(kinds), "prepare", "source")
-    config: prepare.PrepareConfig = _parse(kinds[source], rest, f"prepare {source}")
+    config: prepare_config.PrepareConfig = parse(kinds[source], rest, f"prepare {source}")
     progress = Progress("prepare", 0, "pictures")
     manifest = prepare.run(config, on_progress=lambda now: progress.update(now.rows_done, total=now.rows_total))
     progress.close()
@@ -94,8 +74,8 @@ def _prepare(arguments: Sequence[str]) -> None:
         ("pictures", manifest.rows_in, manifest.rows_written, manifest.rows_rejected),
         ("objects", manifest.instances_in, manifest.instances_kept, manifest.instances_rejected),
     ]
-    _show(_table(("", "in", "written", "rejected"), rows))
-    _show(f"{len(manifest.shards)} shards, {len(manifest.classes)} classes: {config.out}")
+    show(table(("", "in", "written", "rejected"), rows))
+    show(f"{len(manifest.shards)} shards, {len(manifest.classes)} classes: {config.out}")
 
 
 def _inspect(arguments: Sequence[str]) -> None:
@@ -103,28 +83,35 @@ def _inspect(arguments: Sequence[str]) -> None:
     from pipelines.dataset import Dataset
     from pipelines.gallery import save_gallery
 
-    config = _parse(inspect.InspectConfig, arguments, "inspect", positional=True)
+    config = parse(inspect.InspectConfig, arguments, "inspect", positional=True)
     result = inspect.run(config)
-    _show(result.text)
+    show(result.text)
     if config.gallery:
-        _show(f"gallery: {save_gallery(Dataset(config.uri), config.gallery)}")
+        show(f"gallery: {save_gallery(Dataset(config.uri), config.gallery)}")
     if result.problems:
         raise SystemExit(1)
 
 
 def _train(arguments: Sequence[str]) -> None:
-    from pipelines import train
+    from pipelines import config_file, train
     from pipelines.presets import PRESETS, preset
 
-    name, rest = _choose(arguments, tuple(PRESETS), "train", "preset")
-    base = preset(name)
-    config = _parse(type(base), rest, f"train {name}", default=base)
-    result = train.run(config, lambda plan: _show(f"{name}: {plan}"))
-    _show(f"checkpoint: {result.checkpoint}")
+    if list(arguments[:1]) == ["--config"] and len(arguments) > 1:
+        name, rest = arguments[1], arguments[2:]
+        base = config_file.load(name)
+    else:
+        if arguments and not arguments[0].startswith("-"):
+            preset(arguments[0])  # its error knows what was probably meant
+        listed = f"the {len(PRESETS)} that `maskray list presets` shows"
+        name, rest = _choose(arguments, tuple(PRESETS), "train", "preset", listed)
+        base = preset(name)
+    config = parse(type(base), rest, f"train {name}", default=base)
+    result = train.run(config, lambda plan: show(f"{name}: {plan}"))
+    show(f"checkpoint: {result.checkpoint}")
     if result.best:
-        _show(f"best by {config.evaluation.metric}: {result.best}")
+        show(f"best by {config.evaluation.metric}: {result.best}")
     if result.model:
-        _show(f"registered: {result.model}")
+        show(f"registered: {result.model}")
     if config.val:
         from pipelines import evaluate
 
@@ -140,77 +127,128 @@ def _train(arguments: Sequence[str]) -> None:
 
 def _show_evaluation(found: Any) -> None:
     rows = [metrics_rows(name, part) for name, part in (("box", found.box), ("mask", found.mask)) if part is not None]
-    _show(_table(_METRIC_HEADERS, rows))
+    if rows:
+        show(table(_METRIC_HEADERS, rows))
+    if found.keypoints is not None:
+        headers = ("AP", "AP50", "AP75", "APm", "APl", "AR")
+        cells = [_percent(getattr(found.keypoints, key)) for key in headers]
+        show(table(("", *headers), [("keypoints", *cells)]))
+    if found.cityscapes is not None:
+        official = found.cityscapes
+        classes = [
+            (name, _percent(value), _percent(official.per_class50[name])) for name, value in official.per_class.items()
+        ]
+        classes.append(("all", _percent(official.AP), _percent(official.AP50)))
+        show(table(("cityscapes mask", "AP", "AP50"), classes))
 
 
 def _evaluate(arguments: Sequence[str]) -> None:
     from pipelines import evaluate
 
-    config = _parse(evaluate.EvaluateConfig, arguments, "evaluate")
+    config = parse(evaluate.EvaluateConfig, arguments, "evaluate")
     found = evaluate.run(config)
     _show_evaluation(found)
     if found.predictions:
-        _show(f"metrics and predictions: {found.predictions}")
+        show(f"metrics and predictions: {found.predictions}")
 
 
 def _predict(arguments: Sequence[str]) -> None:
     from pipelines import predict
 
-    config = _parse(predict.PredictConfig, arguments, "predict")
+    config = parse(predict.PredictConfig, arguments, "predict")
     manifest = predict.run(config)
-    _show(f"{manifest.detections} detections on {manifest.pictures} pictures: {config.out}")
+    show(f"{manifest.detections} detections on {manifest.pictures} pictures: {config.out}")
 
 
 def _distill(arguments: Sequence[str]) -> None:
     from pipelines import distill
 
-    config = _parse(distill.DistillConfig, arguments, "distill")
+    config = parse(distill.DistillConfig, arguments, "distill")
     result = distill.run(config)
     rows = [
         (row.name, f"{row.labelled_rate:.2f}", row.wanted, row.found, row.kept, f"{row.threshold:.3f}",
          "few labels: unsure" if row.few_labels else "")
         for row in result.selection
     ]  # fmt: skip
-    _show(_table(("class", "labels a picture", "wanted", "found", "kept", "threshold", ""), rows))
-    _show(f"{result.manifest.rows_written} pictures with pseudo-labels: {config.out}")
+    show(table(("class", "labels a picture", "wanted", "found", "kept", "threshold", ""), rows))
+    show(f"{result.manifest.rows_written} pictures with pseudo-labels: {config.out}")
+
+
+def _submit(arguments: Sequence[str]) -> None:
+    cli_clusters.submit(arguments, tuple(COMMANDS))
 
 
 def _report(arguments: Sequence[str]) -> None:
     from pipelines import run_report
 
-    _show(f"report: {run_report.run(_parse(run_report.ReportConfig, arguments, 'report', positional=True))}")
+    show(f"report: {run_report.run(parse(run_report.ReportConfig, arguments, 'report', positional=True))}")
 
 
 def _demo(arguments: Sequence[str]) -> None:
     from pipelines import demo
 
-    config = _parse(demo.DemoConfig, arguments, "demo")
-    result = demo.run(config, _show)
+    config = parse(demo.DemoConfig, arguments, "demo")
+    result = demo.run(config, show)
     rows = [
         metrics_rows(f"{who} {kind}", part)
         for who, found in (("teacher", result.teacher), ("student", result.student))
         for kind, part in (("box", found.box), ("mask", found.mask))
     ]
-    _show(_table(_METRIC_HEADERS, rows))
-    _show(f"report: {result.report}")
+    show(table(_METRIC_HEADERS, rows))
+    show(f"report: {result.report}")
+
+
+def _import(arguments: Sequence[str]) -> None:
+    from pipelines import import_weights
+
+    config = parse(import_weights.ImportConfig, arguments, "import", positional=True)
+    result = import_weights.run(config)
+    show(table(("setting", "value", "known by"), result.settings()))
+    if config.verbose:
+        show("\n" + table(("their name", "our name", "what was done"), result.every_key()))
+    show("\n" + table(("keys", ""), result.key_counts()))
+    names = ", ".join(info.name for info in result.order.classes)
+    show(f"\n{len(result.order.classes)} classes ({result.order.why}): {names}")
+    for notice in result.notices:
+        show(f"note: {notice}")
+    show(f"checkpoint: {result.checkpoint}")
+
+
+def _export_weights(arguments: Sequence[str]) -> None:
+    from pipelines import export_weights
+
+    config = parse(export_weights.ExportConfig, arguments, "export-weights", positional=True)
+    show(f"{export_weights.run(config)} tensors: {config.out}")
 
 
 def _list(arguments: Sequence[str]) -> None:
-    from pipelines.presets import PRESETS
-
-    what, _ = _choose(arguments, ("presets", "datasets"), "list", "kind")
+    what, rest = _choose(arguments, ("presets", "datasets", "sweeps"), "list", "kind")
     if what == "presets":
-        rows = []
-        for name, make in PRESETS.items():
-            config = make()
-            backbone = config.detector.backbone
-            length = f"{config.optim.epochs} epochs" if config.optim.epochs else f"{config.optim.steps} steps"
-            rows.append((name, f"ResNet-{backbone.depth}", config.optim.batch, length,
-                         (make.__doc__ or "").split("\n", maxsplit=1)[0]))  # fmt: skip
-        _show(_table(("preset", "backbone", "batch", "length", ""), rows))
+        _list_presets(rest)
+    elif what == "sweeps":
+        from pipelines.sweeps import SWEEPS
+
+        about = [(name, (make.__doc__ or "").split("\n", maxsplit=1)[0]) for name, make in SWEEPS.items()]
+        show(table(("sweep", ""), about))
     else:
-        _show(_table(("source", ""), [("coco", "COCO instances json and its pictures"),
+        show(table(("source", ""), [("coco", "COCO instances or keypoints json and its pictures; semantic maps"),
+                                      ("cityscapes", "leftImg8bit and gtFine: eight classes, groups ignored"),
+                                      ("nuimages", "key frames of the tables: ten classes, semantic maps"),
                                       ("images", "pictures without labels: folder, glob or list")]))  # fmt: skip
+
+
+def _list_presets(arguments: Sequence[str]) -> None:
+    from pipelines.presets import listing
+
+    config = parse(listing.ListPresetsConfig, arguments, "list presets", positional=True)
+    runs = listing.matching(config.words)
+    if config.json:
+        show(listing.as_json(runs))
+        return
+    show(table(listing.HEADERS, [listing.row(run) for run in runs]))
+    if config.words and (notes := listing.notes(runs)):
+        show("".join(f"\n{note}" for note in notes))
+    show(f"\n{listing.FOOTNOTE}")
 
 
 class _Command(NamedTuple):
@@ -226,8 +264,16 @@ COMMANDS: dict[str, _Command] = {
     "evaluate": _Command(_evaluate, "COCO AP of boxes and masks"),
     "predict": _Command(_predict, "label every picture of a data set"),
     "distill": _Command(_distill, "choose pseudo-labels among predictions -> a data set to train on"),
+    "import": _Command(_import, "weights of torchvision, Detectron2 or MMDetection -> a checkpoint"),
+    "export-weights": _Command(_export_weights, "a checkpoint -> weights of torchvision, Detectron2 or MMDetection"),
     "report": _Command(_report, "one HTML page on a training run: curves, AP by class, best and worst pictures"),
-    "list": _Command(_list, "presets and data sources"),
+    "tune": _Command(cli_clusters.tune, "many trainings that differ in a few settings, with Ray Tune"),
+    "doctor": _Command(
+        cli_clusters.doctor, "check a cluster: token, versions, CPUs, GPUs, storage, network of every node"
+    ),
+    "submit": _Command(_submit, "run a command as a job on a cluster: maskray submit [--address URL] -- COMMAND ..."),
+    "jobs": _Command(cli_clusters.jobs, "the jobs of a cluster; --attach follows one, --stop stops it"),
+    "list": _Command(_list, "presets, data sources and sweeps"),
 }
 
 
@@ -243,7 +289,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command; ends the process with 0, 1 (it failed), 2 (bad input) or 130 (interrupted)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     if not words or words[0] in ("-h", "--help"):
-        _show(_USAGE.format(commands=_table(("command", ""), [(name, c.about) for name, c in COMMANDS.items()])))
+        show(_USAGE.format(commands=table(("command", ""), [(name, c.about) for name, c in COMMANDS.items()])))
         raise SystemExit(0 if words else 2)
     _quiet()
     try:

@@ -31,6 +31,9 @@ def annotation(instance: Instance, record: Record, category_id: int) -> dict[str
     }
     if segmentation is not None:
         row["segmentation"] = segmentation
+    if instance.keypoints is not None:
+        row["keypoints"] = instance.keypoints.ravel().tolist()
+        row["num_keypoints"] = int((instance.keypoints[:, 2] > 0).sum())
     if instance.score != 1.0:
         row["score"] = instance.score
     return row
@@ -57,5 +60,7 @@ def to_coco(dataset: Dataset) -> dict[str, Any]:
     return {
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": info.id, "name": info.name} for info in classes],
+        "categories": [
+            {"id": c.id, "name": c.name} | ({"keypoints": list(c.keypoints)} if c.keypoints else {}) for c in classes
+        ],
     }

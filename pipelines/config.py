@@ -6,8 +6,8 @@ from typing import Any
 
 from model.config import DetectorConfig, Norm
 from model.settings import to_dict
+from pipelines.geometry import AugmentConfig
 from pipelines.optim import OptimConfig
-from pipelines.transforms import AugmentConfig
 
 
 class Precision(enum.Enum):

@@ -29,6 +29,7 @@ class Draft(NamedTuple):
         instances_in: annotated objects in the source.
         source: where the data came from, and how.
         fingerprint: identity of source and settings.
+        semantic_classes: of the semantic maps; 0 without maps.
     """
 
     classes: tuple[manifests.ClassInfo, ...]
@@ -38,6 +39,7 @@ class Draft(NamedTuple):
     instances_in: int
     source: Mapping[str, str]
     fingerprint: str
+    semantic_classes: int = 0
 
 
 def shard_name(number: int) -> str:
@@ -112,6 +114,7 @@ def commit_dataset(
         labelled_images=int(np.count_nonzero(index.column("labelled").to_numpy(zero_copy_only=False))),
         source=dict(draft.source),
         fingerprint=draft.fingerprint,
+        semantic_classes=draft.semantic_classes,
         index=_write(filesystem, folder, INDEX_NAME, _to_ipc(index), faults),
         rejected=_write(filesystem, folder, rejected.FILE_NAME, rejected.to_ipc(draft.rejections), faults),
     )

@@ -1,23 +1,29 @@
 """Pictures from strangers' bytes to RGB: sniff, read the header, judge its size, and only then touch pixels.
 
-JPEG (with MPO's first picture), PNG, WebP and BMP are decoded, by Pillow alone. GIF and TIFF are refused: no
-supported data set uses them, and each more decoder is one more that strangers' bytes can reach. An animation
-gives its first frame; alpha is dropped; 16-bit samples keep their high byte; CMYK and YCCK are converted
-without colour profiles, as the frameworks of origin do.
+JPEG (with MPO's first picture), PNG, WebP and BMP are decoded, by Pillow; for training, sound JPEGs go straight
+through libjpeg-turbo. No decoder known to crash is used: torchvision's PNG reader is one. GIF and TIFF are refused: no
+supported data set uses them, and each more decoder is one more that strangers' bytes can reach. An animation gives its
+first frame; alpha is dropped; 16-bit samples keep their high byte; CMYK and YCCK are converted without colour
+profiles, as the frameworks of origin do.
 """
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from enum import Enum
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import simplejpeg
 from PIL import Image
 
 MAX_PIXELS = 2**26
 """Largest picture decoded by default, 8192 x 8192: 192 MiB as RGB."""
+
+UNKNOWN_CLASS = 255
+"""The value of a semantic map where the class is not known."""
 
 _EXIF_ORIENTATION = 0x0112
 _TURNS = {
@@ -28,6 +34,15 @@ _TURNS = {
     6: Image.Transpose.ROTATE_270,
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
+}
+_TURNS_OF_ARRAYS: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: a[::-1].transpose(1, 0, 2),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: a[:, ::-1].transpose(1, 0, 2),
 }
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 _KNOWN_BUT_REFUSED = {
@@ -143,6 +158,53 @@ def decode_rgb(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint
     if pixels.shape != (header.height, header.width, 3):
         raise DecodeError(DecodeFault.CORRUPT, f"decoded to {pixels.shape}, header says {header.height}x{header.width}")
     return pixels
+
+
+def decode_rgb_fast(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """As `decode_rgb`, with JPEGs through libjpeg-turbo directly, which takes three quarters of the time.
+
+    The pixels are the same: what is not plainly a sound JPEG of one to three colours goes through `decode_rgb`.
+
+    Raises:
+        DecodeError: see `decode_rgb`.
+    """
+    if not data.startswith(b"\xff\xd8\xff"):
+        return decode_rgb(data, max_pixels)
+    picture, header = _open(data, max_pixels)
+    if picture.mode not in ("RGB", "L"):
+        return decode_rgb(data, max_pixels)
+    try:
+        pixels = np.asarray(simplejpeg.decode_jpeg(data, strict=True))
+    except ValueError:  # also for mere warnings: Pillow's verdict is the one that counts
+        return decode_rgb(data, max_pixels)
+    turn = _TURNS_OF_ARRAYS.get(header.orientation)
+    pixels = np.ascontiguousarray(turn(pixels)) if turn else pixels
+    return pixels if pixels.shape == (header.height, header.width, 3) else decode_rgb(data, max_pixels)
+
+
+def decode_map(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:
+    """Decode a PNG whose 8-bit values are classes, grey or by palette; a palette's colours are not looked at.
+
+    Args:
+        data: the whole compressed file.
+        max_pixels: refuse larger maps, judged by the header alone.
+
+    Returns:
+        uint8 [H, W], as stored; writable.
+
+    Raises:
+        DecodeError: not a PNG of one 8-bit channel, too large, truncated or corrupt.
+    """
+    picture, header = _open(data, max_pixels)
+    if header.format != "PNG" or picture.mode not in ("L", "P"):
+        raise DecodeError(
+            DecodeFault.UNSUPPORTED,
+            f"a map is {header.format} of mode {picture.mode}, wanted an 8-bit grey or palette PNG",
+        )
+    try:
+        return np.array(picture, dtype=np.uint8)
+    except Exception as error:  # as for pictures
+        raise DecodeError(DecodeFault.CORRUPT, _reason(error)) from error
 
 
 def _open(data: bytes, max_pixels: int) -> tuple[Image.Image, Header]:

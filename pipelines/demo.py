@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines import commit, distill, evaluate, inspect, predict, prepare, shapes, storage, train
+from pipelines import commit, distill, evaluate, inspect, predict, prepare, prepare_config, shapes, storage, train
 from pipelines.config import TrainConfig
 from pipelines.dataset import Dataset
 from pipelines.gallery import save_gallery
@@ -105,14 +105,14 @@ def _training(config: DemoConfig, folder: Path, name: str, steps: int, sets: tup
 def _prepare(config: DemoConfig, folder: Path, say: Say) -> None:
     raw = folder / "raw"
     annotations = raw / "annotations"
-    plans: dict[str, prepare.PrepareConfig] = {
-        part: prepare.PrepareCoco(
+    plans: dict[str, prepare_config.PrepareConfig] = {
+        part: prepare_config.PrepareCoco(
             images=str(raw / f"{part}2017"), annotations=str(annotations / f"instances_{part}2017.json"),
             out=str(folder / "data" / part), rows_per_shard=_ROWS_PER_SHARD, seed=config.seed,
         )
         for part in ("train", "val")
     }  # fmt: skip
-    plans["pool"] = prepare.PrepareImages(
+    plans["pool"] = prepare_config.PrepareImages(
         images=str(raw / "unlabeled2017"),
         out=str(folder / "data" / "pool"),
         rows_per_shard=_ROWS_PER_SHARD,

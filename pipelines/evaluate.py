@@ -1,16 +1,27 @@
 """The evaluate command: COCO AP of a detector on a prepared data set, or of a results file."""
 
 import dataclasses
+import enum
 import json
+from pathlib import Path
 from typing import Any, NamedTuple
 
-from pipelines import checkpoints, commit, predict, predictions, storage
+from pipelines import checkpoints, cityscapes_results, commit, predict, predictions, storage
+from pipelines.cityscapes_results import CityscapesMetrics
 from pipelines.coco_export import to_coco
-from pipelines.coco_metrics import GroundTruth, Metrics, evaluate
+from pipelines.coco_metrics import KeypointMetrics, Metrics, evaluate, evaluate_keypoints
+from pipelines.coco_rows import GroundTruth
 from pipelines.dataset import Dataset
 from pipelines.predictions import PredictionsManifest
 
 _FILE_NAME = "metrics.json"
+
+
+class Protocol(enum.Enum):
+    """Whose rules measure a detector."""
+
+    COCO = "coco"
+    CITYSCAPES = "cityscapes"  # the official instance AP, beside COCO's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +36,14 @@ class EvaluateConfig:
         data: prepared data set with labels.
         out: folder or URI of the predictions and metrics; the same command goes on where it stopped.
         annotations: COCO instances file.
-        results: COCO results file, with bbox or segmentation in every row.
+        results: COCO results file, with bbox, segmentation or keypoints in every row.
         batch: pictures that go through the network together.
         workers: processes, each with a detector; 0 takes one for each free CPU (or GPU).
         cpus_per_worker: CPU cores and threads of each.
         gpu: one GPU a worker.
         address: Ray cluster to use; empty starts one on this machine.
+        protocol: coco, or cityscapes: its official AP too, with the results in its format in OUT/cityscapes.
+        truth: local folder CITY/*_gtFine_instanceIds.png of the split; empty takes the one the data was made from.
     """
 
     checkpoint: str = ""
@@ -43,6 +56,8 @@ class EvaluateConfig:
     cpus_per_worker: int = 1
     gpu: bool = False
     address: str = ""
+    protocol: Protocol = Protocol.COCO
+    truth: str = ""
 
     def __post_init__(self) -> None:
         """Check that one of the two forms is complete.
@@ -58,22 +73,28 @@ class EvaluateConfig:
                 "evaluate needs either --checkpoint, --data and --out, or --annotations and --results, "
                 f"got {', '.join(given) or 'none of them'}"
             )
+        if self.protocol is Protocol.CITYSCAPES and self.results:
+            raise ValueError("the cityscapes protocol measures a detector: give --checkpoint, --data and --out")
 
 
 class Evaluation(NamedTuple):
-    """COCO metrics; a part that was not predicted is None.
+    """Metrics; a part that was not predicted, or not measured, is None.
 
     Attributes:
         box: of the boxes.
         mask: of the masks.
         predictions: URI of the predictions, empty where a results file was measured.
         data: URI of the data set, empty where a results file was measured.
+        keypoints: of the keypoints.
+        cityscapes: Cityscapes' own instance AP of the masks.
     """
 
     box: Metrics | None
     mask: Metrics | None
     predictions: str = ""
     data: str = ""
+    keypoints: KeypointMetrics | None = None
+    cityscapes: CityscapesMetrics | None = None
 
 
 class EvaluationError(ValueError):
@@ -104,12 +125,13 @@ def measure_files(annotations: str, results: str) -> Evaluation:
         raise EvaluationError(f"{results} is not a list of COCO results: give what COCO's evaluation takes")
     has_box = all("bbox" in row for row in rows)
     has_mask = all("segmentation" in row for row in rows)
-    if not (has_box or has_mask):
-        raise EvaluationError(f"{results} has rows without bbox and without segmentation: one of them is needed")
+    has_points = bool(rows) and all("keypoints" in row for row in rows)
+    if not (has_box or has_mask or has_points):
+        raise EvaluationError(f"{results} has rows without bbox, segmentation and keypoints: one of them is needed")
     return Evaluation(
         evaluate(truth, rows, "bbox") if has_box else None,
         evaluate(truth, rows, "segm") if has_mask else None,
-        "",
+        keypoints=evaluate_keypoints(truth, rows) if has_points else None,
     )
 
 
@@ -131,6 +153,21 @@ def measure(dataset: Dataset, uri: str) -> Evaluation:
     pictures = predictions.all_pictures(uri, manifest)
     rows = [row for picture in pictures for row in predictions.to_results(picture, manifest.classes)]
     return Evaluation(evaluate(truth, rows, "bbox"), evaluate(truth, rows, "segm"), uri, dataset.uri)
+
+
+def measure_cityscapes(dataset: Dataset, uri: str, truth: str) -> CityscapesMetrics:
+    """Cityscapes' official AP of committed predictions; its result files are written beside them.
+
+    Raises:
+        ValueError: a folder that is not local, other data, or missing ground truth.
+    """
+    folders = {"--out": uri, "--truth": truth or dataset.manifest.source.get("labels", "")}
+    for flag, folder in folders.items():
+        if not folder or not storage.is_local(storage.open_uri(folder)[0]):
+            raise EvaluationError(f"{flag} is {folder!r}: Cityscapes' scripts read local folders alone; give one")
+    out, truth_folder = (Path(storage.open_uri(folder)[1]) for folder in folders.values())
+    names = cityscapes_results.write_results(dataset, PredictionsManifest.load(uri), uri, out / "cityscapes")
+    return cityscapes_results.measure(out / "cityscapes", names, truth_folder)
 
 
 def check_fits(checkpoint: checkpoints.Checkpoint, dataset: Dataset) -> None:
@@ -168,9 +205,13 @@ def run(config: EvaluateConfig) -> Evaluation:
         )
     )  # fmt: skip
     found = measure(dataset, config.out)
+    if config.protocol is Protocol.CITYSCAPES:
+        found = found._replace(cityscapes=measure_cityscapes(dataset, config.out, config.truth))
     parts = {name: metrics for name, metrics in (("box", found.box), ("mask", found.mask)) if metrics}
     body: dict[str, Any] = {name: metrics.numbers() for name, metrics in parts.items()}
     body["per_class"] = {name: metrics.per_class for name, metrics in parts.items()}
+    if found.cityscapes is not None:
+        body["cityscapes"] = dataclasses.asdict(found.cityscapes)
     body["data"] = storage.canonical_uri(config.data)
     filesystem, folder = storage.open_uri(config.out)
     commit.write_file(filesystem, storage.join(folder, _FILE_NAME), json.dumps(body, indent=1).encode())
@@ -190,6 +231,7 @@ def load(uri: str) -> Evaluation:
     try:
         body = json.loads(storage.read_bytes(filesystem, path))
         box, mask = (Metrics(**body[kind], per_class=body["per_class"][kind]) for kind in ("box", "mask"))
-        return Evaluation(box, mask, uri, str(body["data"]))
+        official = CityscapesMetrics(**body["cityscapes"]) if "cityscapes" in body else None
+        return Evaluation(box, mask, uri, str(body["data"]), cityscapes=official)
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path} is damaged ({error}): evaluate again into another --out") from error

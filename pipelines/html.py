@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipelines import commit, storage
-from pipelines.charts import Point, line_chart_svg
+from pipelines.charts import Point, line_chart_svg, parallel_coordinates_svg
 
 Cell = str | int | float | None
 
@@ -137,6 +137,16 @@ class Page:
             y_label: With the unit.
         """
         self._parts.append(("charts", line_chart_svg(title, series, x_label, y_label)))
+
+    def parallel_coordinates(self, title: str, axes: Sequence[str], lines: Mapping[str, Sequence[float | str]]) -> None:
+        """Add a chart of many things by several properties.
+
+        Args:
+            title: Shown above.
+            axes: Names of the properties.
+            lines: Values by the name of the thing, one an axis.
+        """
+        self._parts.append(("charts", parallel_coordinates_svg(title, axes, lines)))
 
     def picture(self, image: NDArray[np.uint8], caption: str) -> None:
         """Add a picture; pictures that follow each other form a grid.

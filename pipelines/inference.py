@@ -47,10 +47,10 @@ def predict_batch(detector: Detector, records: Sequence[Record], device: torch.d
     """
     picture = detector.config.picture
     sizes = network_sizes([(record.height, record.width) for record in records], detector)
-    pixels = [resize(picture_tensor(record), size) for record, size in zip(records, sizes, strict=True)]
+    pixels = [resize(picture_tensor(record), size, picture.kernel) for record, size in zip(records, sizes, strict=True)]
     images = pad(pixels, tight_hw(sizes, picture))
     found = detector.predict(type(images)(*(value.to(device) for value in images)))
-    found = type(found)(*(value.cpu() for value in found))
+    found = Detections._make(None if value is None else value.cpu() for value in found)
     return [
         _to_picture(detector, record, size, found, i)
         for i, (record, size) in enumerate(zip(records, sizes, strict=True))
@@ -66,6 +66,8 @@ def _to_picture(
     scale = torch.tensor([record.width / width, record.height / height] * 2, dtype=torch.float32)
     boxes = found.boxes[i, :count] * scale
     mask = detector.config.mask
+    if found.masks is None:
+        raise ValueError("predictions hold masks and the detector has no mask head: set mask.enabled=true and train it")
     sizes = torch.tensor([record.height, record.width]).expand(count, 2)
     runs = mask_rle(
         found.masks[i, :count],

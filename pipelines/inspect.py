@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines import commit, decode, masks, rejections
+from pipelines import check_semantic, commit, decode, masks, polygons, rejections
 from pipelines.dataset import Dataset, DatasetError
 from pipelines.manifest import Manifest
 from pipelines.records import Record, SchemaError
@@ -79,7 +79,10 @@ def verify(dataset: Dataset) -> Iterator[str]:
             continue
         for index in range(first, first + info.rows):
             record = dataset.record(index)
-            yield from (f"record {index} ({record.file_name}): {problem}" for problem in _record_problems(record))
+            yield from (
+                f"record {index} ({record.file_name}): {problem}"
+                for problem in _record_problems(record, dataset.manifest.semantic_classes)
+            )
             labels = [i.label for i in record.instances if not i.crowd]
             crowds += sum(i.crowd for i in record.instances)
             if any(not 0 <= label < len(counts) for label in labels):
@@ -93,7 +96,7 @@ def verify(dataset: Dataset) -> Iterator[str]:
         yield "objects a class differ from the manifest"
 
 
-def _record_problems(record: Record) -> Iterator[str]:
+def _record_problems(record: Record, semantic_classes: int) -> Iterator[str]:
     if commit.sha256_of(record.image) != record.sha256:
         yield "the picture does not match its sha256"
     try:
@@ -105,6 +108,11 @@ def _record_problems(record: Record) -> Iterator[str]:
     else:
         if pixels.shape[:2] != (record.height, record.width):
             yield f"the picture is {pixels.shape[0]}x{pixels.shape[1]}, noted {record.height}x{record.width}"
+    if record.semantic is not None:
+        try:
+            check_semantic.check_map(record.semantic, record.height, record.width, semantic_classes)
+        except check_semantic.MapError as error:
+            yield f"semantic map: {error}"
     yield from _instance_problems(record)
 
 
@@ -115,7 +123,7 @@ def _instance_problems(record: Record) -> Iterator[str]:
             yield f"object {instance.id}: box {instance.box_xyxy}"
         try:
             if instance.polygons is not None:
-                masks.validate_polygons(instance.polygons, record.height, record.width)
+                polygons.validate_polygons(instance.polygons, record.height, record.width)
             if instance.rle is not None:
                 masks.validate_rle(instance.rle, record.height, record.width)
         except masks.MaskError as error:

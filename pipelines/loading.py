@@ -18,8 +18,10 @@ from model.config import PictureConfig
 from model.picture import pad, padded_hw
 from model.structures import Images, PackedMasks, Targets
 from pipelines.dataset import Dataset
+from pipelines.decode import UNKNOWN_CLASS
+from pipelines.geometry import AugmentConfig, largest_picture
 from pipelines.order import Position, SampleOrder, sample_seed
-from pipelines.transforms import AugmentConfig, Sample, transform
+from pipelines.transforms import Sample, Wanted, mirrored, transform
 
 _MIN_OBJECTS = 8
 _MIN_MASK_BYTES = 1 << 12
@@ -52,9 +54,13 @@ def aspect_groups(sizes_hw: npt.NDArray[np.int32], short_edge_px: int, picture: 
     return np.where(square, 0, np.where(width >= height, 1, 2)).astype(np.int8)
 
 
-def collate(samples: Sequence[Sample], seeds: Sequence[int], short_edge_px: int, picture: PictureConfig) -> tuple[
-    Images, Targets
-]:  # fmt: skip
+def collate(
+    samples: Sequence[Sample],
+    seeds: Sequence[int],
+    short_edge_px: int,
+    picture: PictureConfig,
+    wanted: Wanted = Wanted(),
+) -> tuple[Images, Targets]:
     """Pad samples to one of a few shapes: pictures, objects a picture, and mask bytes.
 
     Args:
@@ -62,11 +68,13 @@ def collate(samples: Sequence[Sample], seeds: Sequence[int], short_edge_px: int,
         seeds: one a sample, fixes which of its boxes are sampled.
         short_edge_px: the largest short edge in use.
         picture: the detector's picture settings.
+        wanted: what the samples hold beside boxes, classes and masks.
     """
     sizes = [(sample.pixels.shape[1], sample.pixels.shape[2]) for sample in samples]
     images = pad([sample.pixels for sample in samples], padded_hw(sizes, short_edge_px, picture))
     batch = len(samples)
-    objects = _power_of_two(max(len(sample.labels) for sample in samples), _MIN_OBJECTS)
+    counts = [len(s.labels) + (0 if s.ignored is None else len(s.ignored)) for s in samples]
+    objects = _power_of_two(max(counts), _MIN_OBJECTS)
     mask_bytes = sum(crop.bits.size for sample in samples for crop in sample.masks if crop is not None)
     data = np.zeros(_power_of_two(mask_bytes, _MIN_MASK_BYTES), np.uint8)
     boxes = np.zeros((batch, objects, 4), np.float32)
@@ -91,7 +99,36 @@ def collate(samples: Sequence[Sample], seeds: Sequence[int], short_edge_px: int,
         torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(valid), masks,
         torch.tensor(list(seeds), dtype=torch.int64),
     )  # fmt: skip
-    return images, targets
+    return images, _with_wanted(targets, images, samples, wanted)
+
+
+def _with_wanted(targets: Targets, images: Images, samples: Sequence[Sample], wanted: Wanted) -> Targets:
+    """The targets with what is wanted beside boxes, classes and masks."""
+    batch, objects = targets.labels.shape
+    keypoints = np.zeros((batch, objects, wanted.keypoints, 3), np.float32)
+    weights = np.zeros((batch, objects), np.float32)
+    ignore = np.zeros((batch, objects), bool)
+    for b, sample in enumerate(samples):
+        count = len(sample.labels)
+        if sample.keypoints is not None:
+            keypoints[b, :count] = sample.keypoints
+        if sample.weights is not None:
+            weights[b, :count] = sample.weights
+        if sample.ignored is not None:
+            end = count + len(sample.ignored)
+            ignore[b, count:end] = True
+            targets.boxes[b, count:end] = torch.from_numpy(sample.ignored)
+    if wanted.semantic:
+        maps = torch.full((batch, *images.pixels.shape[2:]), UNKNOWN_CLASS, dtype=torch.uint8)
+        for slot, sample in zip(maps, samples, strict=True):
+            if sample.semantic is not None:
+                slot[: sample.semantic.shape[0], : sample.semantic.shape[1]] = torch.from_numpy(sample.semantic)
+        targets = targets._replace(semantic=maps)
+    return targets._replace(
+        keypoints=torch.from_numpy(keypoints) if wanted.keypoints else None,
+        ignore=torch.from_numpy(ignore) if wanted.ignore else None,
+        weights=torch.from_numpy(weights) if wanted.weights else None,
+    )
 
 
 class Source(NamedTuple):
@@ -113,6 +150,7 @@ class TrainBatches(TorchDataset[Batch]):
         rank: int = 0,
         world: int = 1,
         window: int | None = None,
+        wanted: Wanted = Wanted(),
     ) -> None:
         """Take the data sets with their share of the batch, and this worker's place among the workers.
 
@@ -124,9 +162,10 @@ class TrainBatches(TorchDataset[Batch]):
             rank: this worker's number.
             world: number of workers.
             window: shards shuffled together; None for all.
+            wanted: what the detector learns from beside boxes, classes and masks.
 
         Raises:
-            ValueError: the batch cannot be divided among the workers.
+            ValueError: the batch cannot be divided among the workers, or no data set has what is wanted.
         """
         total = sum(source.per_batch for source in sources)
         if total % world:
@@ -136,11 +175,13 @@ class TrainBatches(TorchDataset[Batch]):
             )
         self._sources, self._picture, self._augment, self._seed = list(sources), picture, augment, seed
         self._rank, self._world = rank, world
-        self._short = max(augment.short_edges_px or (picture.short_edge_px,))
+        self._largest = largest_picture(picture, augment)
+        self._wanted = _checked(wanted, [source.dataset for source in sources])
+        self._swaps = [[mirrored(info.keypoints) for info in s.dataset.manifest.classes] for s in sources]
         self._orders = [
             SampleOrder(
                 source.dataset.rows_per_shard.tolist(),
-                aspect_groups(source.dataset.sizes_hw, self._short, picture),
+                aspect_groups(source.dataset.sizes_hw, self._largest.short_edge_px, self._largest),
                 source.per_batch,
                 seed + number,  # two copies of one data set must not walk in step
                 window,
@@ -163,11 +204,35 @@ class TrainBatches(TorchDataset[Batch]):
         for number, place in self.positions(step):
             seed = sample_seed(self._seed + number, place.epoch, place.index)
             record = self._sources[number].dataset.record(place.index)
-            samples.append(transform(record, self._picture, self._augment, np.random.default_rng(seed)))
+            rng = np.random.default_rng(seed)
+            swaps = self._swaps[number]
+            samples.append(transform(record, self._picture, self._augment, rng, self._wanted, swaps))
             seeds.append(seed)
             ids.append(record.image_id)
-        images, targets = collate(samples, seeds, self._short, self._picture)
+        images, targets = collate(samples, seeds, self._largest.short_edge_px, self._largest, self._wanted)
         return Batch(images, targets, torch.tensor(ids, dtype=torch.int64))
+
+
+def _checked(wanted: Wanted, datasets: Sequence[Dataset]) -> Wanted:
+    """Refuse to train a branch that no data set has labels for.
+
+    Raises:
+        ValueError: keypoints or semantic maps are wanted and there are none, or there are more keypoints.
+    """
+    most = max((len(info.keypoints) for d in datasets for info in d.manifest.classes), default=0)
+    where = ", ".join(d.uri for d in datasets)
+    if wanted.keypoints and not 0 < most <= wanted.keypoints:
+        raise ValueError(
+            f"the detector learns {wanted.keypoints} keypoints, the classes of {where} have {most or 'none'}: "
+            "prepare a keypoints json, or choose a detector for these keypoints"
+        )
+    values = max((d.manifest.semantic_classes for d in datasets), default=0)
+    if wanted.semantic and not 0 < values <= wanted.semantic:
+        raise ValueError(
+            f"the detector learns {wanted.semantic} semantic classes, the maps of {where} have {values or 'none'}: "
+            "prepare the data with maps, or set detector.semantic.num_classes"
+        )
+    return wanted
 
 
 def stream(batches: TrainBatches, start: int, stop: int, loader_processes: int, pin: bool) -> Iterator[Batch]:

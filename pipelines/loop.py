@@ -12,7 +12,7 @@ from torch import nn
 
 from model.build import build_detector
 from model.checkpoint import load_strict
-from model.detector import LOSS_NAMES, Detector
+from model.detector import Detector
 from model.settings import from_dict
 from pipelines import checkpoints, commit, storage
 from pipelines.checkpoint_writer import CheckpointWriter
@@ -50,7 +50,6 @@ class Job:
 
 METRICS = (
     "loss/total",
-    *(f"loss/{name}" for name in LOSS_NAMES),
     "learning_rate",
     "gradient_norm",
     "skipped_steps",
@@ -58,7 +57,7 @@ METRICS = (
     "data_wait_share",
     "memory_gb",
 )
-"""What a worker reports, besides `step` and `epoch`."""
+"""What a worker reports, besides `step`, `epoch` and `loss/NAME` for each of `model.detector.loss_names`."""
 
 Emit = Callable[[dict[str, float]], None]
 

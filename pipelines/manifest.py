@@ -16,6 +16,7 @@ from pipelines import commit, records, storage
 
 FILE_NAME = "manifest.json"
 KIND = "dataset"
+_FIRST_WITH_MAPS = 2
 
 
 class ManifestError(ValueError):
@@ -74,6 +75,7 @@ class Manifest:
         fingerprint: identity of source and settings; the same plan gives the same.
         index: the small Arrow file of sizes and labels of all rows.
         rejected: the Arrow file of rejections.
+        semantic_classes: the semantic maps' values are below this (or 255, unknown); 0 where there are no maps.
         schema_version: of the shards.
         kind: always "dataset".
     """
@@ -93,6 +95,7 @@ class Manifest:
     fingerprint: str
     index: FileInfo
     rejected: FileInfo
+    semantic_classes: int = 0
     schema_version: int = records.SCHEMA_VERSION
     kind: str = KIND
 
@@ -127,6 +130,8 @@ class Manifest:
     def to_bytes(self) -> bytes:
         """The manifest's file: canonical JSON, with a checksum over all the rest."""
         body = asdict(self)
+        if self.schema_version < _FIRST_WITH_MAPS:
+            del body["semantic_classes"]  # an old file keeps its bytes, and so its hash
         body["checksum"] = commit.sha256_of(_canonical(body))
         return _canonical(body)
 
@@ -159,9 +164,9 @@ def load_from(filesystem: pafs.FileSystem, folder: str) -> Manifest:
     if not isinstance(body, dict) or body.get("kind") != KIND:
         kind = body.get("kind") if isinstance(body, dict) else type(body).__name__
         raise ManifestError(f"{path} is of kind {kind!r}, wanted {KIND!r}: give the folder of a prepared data set")
-    if body.get("schema_version") != records.SCHEMA_VERSION:
+    if body.get("schema_version") not in records.READABLE_VERSIONS:
         raise ManifestError(
-            f"{path} has schema version {body.get('schema_version')!r}, wanted {records.SCHEMA_VERSION}: "
+            f"{path} has schema version {body.get('schema_version')!r}, wanted one of {records.READABLE_VERSIONS}: "
             "prepare the data again with this version of maskray"
         )
     return _from_body(body, raw, path)

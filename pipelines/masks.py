@@ -8,18 +8,13 @@ with a run of zeros.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
-MAX_VERTICES = 100_000
-"""Most vertices of one object; COCO's largest has about 1,500."""
-
-# pycocotools walks 5 steps a pixel of every edge and keeps each step in memory.
-_STEPS_PER_PX = 5
-_MAX_BOUNDARY_STEPS = 20_000_000
 _MAX_GROUPS = 7  # 5 bits each: 35 bits hold any difference of runs in a picture of 2**31 pixels
 _MAX_PIXELS = 2**31 - 1
 
@@ -30,35 +25,6 @@ ByteArray = npt.NDArray[np.uint8]
 
 class MaskError(ValueError):
     """A segmentation that cannot be a mask of its picture; the message says what was found and wanted."""
-
-
-def validate_polygons(rings: object, height: int, width: int) -> tuple[FloatArray, ...]:
-    """Check the polygon form of a segmentation.
-
-    Args:
-        rings: as found in the json: a list of lists x0, y0, x1, y1, ... in pixels.
-        height: of the picture, pixels.
-        width: of the picture, pixels.
-
-    Returns:
-        Rings as float64 [2n], n >= 3; rings of one or two points, which cover nothing, are left out.
-
-    Raises:
-        MaskError: not such a list, an odd number of values, not finite, further than one picture size outside
-            the picture, too many vertices, or no ring of three points left.
-    """
-    _check_size(height, width)
-    if not isinstance(rings, list | tuple) or not rings:
-        raise MaskError(f"polygons are {_short(rings)}, wanted a list of rings")
-    if sum(len(ring) for ring in rings if isinstance(ring, list | tuple | np.ndarray)) > 2 * MAX_VERTICES:
-        raise MaskError(f"polygons have more than {MAX_VERTICES} vertices")
-    kept = tuple(ring for ring in (_ring(raw, height, width) for raw in rings) if ring.size >= 6)
-    if not kept:
-        raise MaskError("no ring has three points")
-    steps = sum(_boundary_steps(ring) for ring in kept)
-    if steps > _MAX_BOUNDARY_STEPS:
-        raise MaskError(f"the outline has {steps} steps of 1/{_STEPS_PER_PX} px, the limit is {_MAX_BOUNDARY_STEPS}")
-    return kept
 
 
 def validate_rle(counts: object, height: int, width: int) -> bytes:
@@ -76,19 +42,21 @@ def validate_rle(counts: object, height: int, width: int) -> bytes:
         MaskError: not such a thing, a string that no encoder writes, a negative run, or runs that do not sum
             to height * width.
     """
-    _check_size(height, width)
+    check_size(height, width)
     if isinstance(counts, str | bytes):
         runs = parse_counts(counts)
     elif isinstance(counts, list | tuple):
         runs = _listed_runs(counts, height * width)
     else:
-        raise MaskError(f"counts are {_short(counts)}, wanted a compressed string or a list of runs")
+        raise MaskError(f"counts are {described(counts)}, wanted a compressed string or a list of runs")
     if runs.size == 0:
         raise MaskError("counts are empty")
     if runs.min() < 0:
         raise MaskError(f"run {int(runs.argmin())} is {int(runs.min())}, wanted >= 0")
     if runs.max() > height * width or int(runs.sum()) != height * width:
         raise MaskError(f"runs sum to {int(runs.sum())}, wanted {height} x {width} = {height * width}")
+    if not isinstance(counts, list | tuple) and runs[1:].all():
+        return counts if isinstance(counts, bytes) else counts.encode("ascii")  # parsed, so canonical but for its runs
     return format_counts(_without_empty_runs(runs))
 
 
@@ -118,7 +86,7 @@ def parse_counts(text: str | bytes) -> IntArray:
     place = np.arange(symbols.size) - np.repeat(starts, lengths)
     values = np.add.reduceat((symbols & 0x1F) << (5 * place), starts)
     values -= np.where(symbols[ends] & 0x10, np.int64(1) << (5 * lengths), 0)  # two's complement of 5 * length bits
-    if not np.array_equal(lengths, _groups_needed(values)):
+    if _has_redundant_group(symbols, ends, lengths).any():
         raise MaskError("counts are not canonical: a number is written in more groups than it needs")
     runs = values.copy()
     runs[1::2] = np.cumsum(values[1::2])
@@ -199,13 +167,35 @@ def crop_rle(counts: bytes, height: int, width: int) -> tuple[int, int, ByteArra
     return y0, x0 + inner, bits
 
 
+def crop_polygons(polygons: Sequence[FloatArray], height: int, width: int) -> tuple[int, int, ByteArray]:
+    """`crop(rasterise(polygons, ...))` in a window around the rings; see `crop` for what comes back."""
+    points = np.concatenate(polygons).reshape(-1, 2)
+    low, high = points.min(axis=0), points.max(axis=0)
+    # Shifted by whole pixels a polygon covers the same pixels; where it begins left of or above the picture, it stays.
+    x0, y0 = (max(0, math.floor(value) - 1) for value in low.tolist())
+    x1, y1 = math.ceil(min(float(high[0]), width)) + 1, math.ceil(min(float(high[1]), height)) + 1
+    columns, rows = min(x1, width) - x0, min(y1, height) - y0
+    if rows <= 0 or columns <= 0:
+        return 0, 0, np.zeros((0, 0), np.uint8)
+    shifted = [(ring.reshape(-1, 2) - [x0, y0]).ravel() for ring in polygons]
+    bits = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(shifted, rows, columns)))
+    top, left, tight = crop(bits)
+    return (y0 + top, x0 + left, tight) if tight.size else (0, 0, tight)
+
+
 def encode(mask: ByteArray) -> bytes:
     """Canonical compressed counts of a bitmap uint8 [H, W]; any value but 0 counts as 1."""
-    flat = (mask != 0).T.ravel()
-    changes = np.flatnonzero(np.diff(flat)) + 1
-    edges = np.concatenate([[0], changes, [flat.size]])
-    runs = np.diff(edges)
-    return format_counts(np.concatenate([[0], runs]) if flat.size and flat[0] else runs)
+    return encode_places(np.flatnonzero(mask.T), mask.size)
+
+
+def encode_places(places: IntArray, pixels: int) -> bytes:
+    """Canonical compressed counts of the pixels at `places` [n], column by column, ascending, of `pixels` in all."""
+    if not places.size:
+        return format_counts(np.array([pixels], np.int64))
+    breaks = np.flatnonzero(np.diff(places) != 1)
+    starts, ends = places[np.r_[0, breaks + 1]], places[np.r_[breaks, places.size - 1]] + 1
+    runs = np.diff(np.stack([starts, ends], axis=1).ravel(), prepend=0, append=pixels)
+    return format_counts(runs if runs[-1] else runs[:-1])
 
 
 def area(counts: bytes) -> int:
@@ -213,40 +203,33 @@ def area(counts: bytes) -> int:
     return int(parse_counts(counts)[1::2].sum())
 
 
-def _ring(raw: object, height: int, width: int) -> FloatArray:
-    if not isinstance(raw, list | tuple | np.ndarray):
-        raise MaskError(f"a ring is {_short(raw)}, wanted a list of x, y, x, y, ...")
-    if len(raw) % 2:
-        raise MaskError(f"a ring has {len(raw)} values, wanted an even number")
-    if not isinstance(raw, np.ndarray) and not all(type(v) in (int, float) for v in raw):
-        raise MaskError("a ring holds values that are not numbers")
-    try:
-        ring = np.array(raw, np.float64)
-    except (OverflowError, ValueError, TypeError) as error:
-        raise MaskError("a ring holds numbers that do not fit 64 bits") from error
-    if ring.ndim != 1 or not np.isfinite(ring).all():
-        raise MaskError("a ring holds NaN or infinity, or is nested")
-    for axis, (name, size) in enumerate((("x", width), ("y", height))):
-        values = ring[axis::2]
-        if values.size and (values.min() < -size or values.max() > 2 * size):
-            raise MaskError(
-                f"{name} reaches from {values.min():g} to {values.max():g} in a picture of {height}x{width}"
-            )
-    return ring
+def check_size(height: int, width: int) -> None:
+    """Refuse a picture of no or too many pixels.
+
+    Raises:
+        MaskError: it is one.
+    """
+    if height < 1 or width < 1 or height * width > _MAX_PIXELS:
+        raise MaskError(f"the picture is {height}x{width}, wanted at least 1x1 and at most {_MAX_PIXELS} pixels")
 
 
-def _boundary_steps(ring: FloatArray) -> int:
-    points = ring.reshape(-1, 2)
-    edges = np.abs(points - np.roll(points, 1, axis=0)).max(axis=1)
-    return int(_STEPS_PER_PX * edges.sum()) + len(points)
+def described(value: object) -> str:
+    """A stranger's value, short enough for a message."""
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "an integer of more than 60 digits"
+    if isinstance(value, list | tuple | dict | set):
+        return f"a {type(value).__name__} of {len(value)}"
+    return repr(value)[:80]
 
 
 def _listed_runs(counts: Sequence[object], pixels: int) -> IntArray:
+    if {int}.issuperset(map(type, counts)) and counts and min(counts) >= 0 and max(counts) <= pixels:  # type: ignore[type-var,operator]
+        return np.array(counts, np.int64)
     for position, value in enumerate(counts):
         if not isinstance(value, int) or isinstance(value, bool):
-            raise MaskError(f"run {position} is {_short(value)}, wanted an integer")
+            raise MaskError(f"run {position} is {described(value)}, wanted an integer")
         if not 0 <= value <= pixels:
-            raise MaskError(f"run {position} is {_short(value)}, wanted 0 to {pixels}")
+            raise MaskError(f"run {position} is {described(value)}, wanted 0 to {pixels}")
     return np.array(counts, np.int64)
 
 
@@ -269,20 +252,13 @@ def _values(runs: IntArray) -> ByteArray:
     return np.repeat((np.arange(runs.size) % 2).astype(np.uint8), runs)
 
 
+def _has_redundant_group(symbols: IntArray, ends: IntArray, lengths: IntArray) -> npt.NDArray[np.bool_]:
+    """For each number whether its last group only repeats the sign, which no encoder writes."""
+    sign = np.where(symbols[ends - 1] & 0x10, 0x1F, 0)
+    return np.asarray((lengths > 1) & (symbols[ends] == sign))
+
+
 def _groups_needed(values: IntArray) -> IntArray:
     magnitude = np.where(values < 0, ~values, values)  # a sign bit on top of the magnitude's bits
     limits = np.int64(1) << np.arange(4, 5 * 12, 5)
     return np.asarray(1 + (magnitude[:, None] >= limits).sum(axis=1), np.int64)
-
-
-def _check_size(height: int, width: int) -> None:
-    if height < 1 or width < 1 or height * width > _MAX_PIXELS:
-        raise MaskError(f"the picture is {height}x{width}, wanted at least 1x1 and at most {_MAX_PIXELS} pixels")
-
-
-def _short(value: object) -> str:
-    if isinstance(value, int) and value.bit_length() > 200:
-        return "an integer of more than 60 digits"
-    if isinstance(value, list | tuple | dict | set):
-        return f"a {type(value).__name__} of {len(value)}"
-    return repr(value)[:80]

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from pyarrow import fs as pafs
@@ -19,7 +18,6 @@ from pipelines import (
     check,
     commit,
     dataset_writer,
-    decode,
     part_files,
     ray_session,
     records,
@@ -30,7 +28,7 @@ from pipelines import (
 )
 from pipelines import manifest as manifests
 from pipelines.check_instance import Vocabulary
-from pipelines.datasets import coco, images
+from pipelines.prepare_config import PrepareConfig, read_index
 from pipelines.shard_task import PlanConflictError, ShardResult, ShardTask, make_shard
 from pipelines.source_index import Index, RawRow
 
@@ -58,76 +56,6 @@ class Progress(NamedTuple):
 OnProgress = Callable[[Progress], None]
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrepareOptions:
-    """What every kind of source has in common.
-
-    Attributes:
-        out: path or URI of the data set to make.
-        rows_per_shard: pictures a shard; 256 COCO pictures are about 40 MB.
-        max_rejected: largest share of pictures, and of objects, that may be rejected, 0..1; 1.0 accepts any.
-        seed: of the order in which pictures are written.
-        shuffle: write the pictures in mixed order; else by image id.
-        full_decode: decode every picture once to check it; else only its header is read.
-        max_pixels: reject pictures of more pixels, by their header.
-        address: of a Ray cluster; by default the job's own, or Ray on this machine.
-        num_cpus: CPUs to use when Ray is started on this machine; by default all.
-    """
-
-    out: str
-    rows_per_shard: int = 256
-    max_rejected: float = 0.01
-    seed: int = 0
-    shuffle: bool = True
-    full_decode: bool = True
-    max_pixels: int = decode.MAX_PIXELS
-    address: str | None = None
-    num_cpus: int | None = None
-
-    def __post_init__(self) -> None:
-        """Check the ranges.
-
-        Raises:
-            ValueError: a value is out of its range.
-        """
-        if self.rows_per_shard < 1:
-            raise ValueError(f"rows_per_shard is {self.rows_per_shard}, wanted >= 1: pictures a shard, such as 256")
-        if not 0 <= self.max_rejected <= 1:
-            raise ValueError(f"max_rejected is {self.max_rejected}, wanted a share from 0 to 1, such as 0.01")
-        if self.max_pixels < 1:
-            raise ValueError(f"max_pixels is {self.max_pixels}, wanted >= 1, such as {decode.MAX_PIXELS}")
-        if self.num_cpus is not None and self.num_cpus < 1:
-            raise ValueError(f"num_cpus is {self.num_cpus}, wanted >= 1; leave it out to use all")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareCoco(PrepareOptions):
-    """Prepare pictures with COCO annotations.
-
-    Attributes:
-        images: path or URI of the folder of pictures.
-        annotations: path or URI of the COCO JSON file; without annotations in it the pictures count as
-            unlabelled.
-    """
-
-    images: str
-    annotations: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PrepareImages(PrepareOptions):
-    """Prepare bare pictures, unlabelled.
-
-    Attributes:
-        images: path or URI of a folder, a glob, or a .txt list of names.
-    """
-
-    images: str
-
-
-PrepareConfig = PrepareCoco | PrepareImages
-
-
 def run(
     config: PrepareConfig, *, on_progress: OnProgress | None = None, faults: commit.Faults | None = None
 ) -> manifests.Manifest:
@@ -147,7 +75,7 @@ def run(
         CommitConflictError: another run committed the same data set in the meantime.
         ValueError: the source cannot be used; its subclasses say how.
     """
-    index = _read_index(config)
+    index = read_index(config)
     if not index.rows_in:
         raise ValueError("the source lists no pictures: give one that does")
     filesystem, folder = storage.open_uri(config.out)
@@ -155,33 +83,34 @@ def run(
     done = _committed(filesystem, folder, fingerprint)
     if done is not None:
         return done
-    task = ShardTask(storage.canonical_uri(config.out), index.images, fingerprint, _rules(config, index))
+    task = ShardTask(
+        storage.canonical_uri(config.out),
+        index.images,
+        fingerprint,
+        _rules(config, index),
+        index.labels,
+        index.semantic,
+    )
     parts = source_index.split(index.rows, config.rows_per_shard, config.seed, config.shuffle)
     part_files.write(filesystem, folder, fingerprint, parts, faults)
     results = _make_shards(config, task, parts, index, on_progress)
     lost = (*index.rejections, *(r for result in results for r in result.rejections))
-    _check_budget(lost, index.rows_in, index.instances_in, config.max_rejected)
+    # Counted where they were read: in the index, or in the label files of each shard.
+    instances_in = sum(r.instances for r in index.rejections) + sum(result.instances_in for result in results)
+    _check_budget(lost, index.rows_in, instances_in, config.max_rejected)
     draft = dataset_writer.Draft(
         classes=index.classes,
         shards=tuple(result.info for result in results),
         rejections=lost,
         rows_in=index.rows_in,
-        instances_in=index.instances_in,
+        instances_in=instances_in,
         source=_source(config, index),
         fingerprint=fingerprint,
+        semantic_classes=index.semantic_classes,
     )
     made = dataset_writer.commit_dataset(filesystem, folder, draft, faults)
     part_files.drop(filesystem, folder)
     return made
-
-
-def _read_index(config: PrepareConfig) -> Index:
-    if isinstance(config, PrepareImages):
-        return images.read_index(config.images)
-    filesystem, path = storage.open_uri(config.images)
-    if storage.is_local(filesystem) and not storage.is_folder(filesystem, path):
-        raise ValueError(f"there is no folder {config.images}: give the folder that holds the annotation's pictures")
-    return coco.read_index(config.images, config.annotations)
 
 
 def _rules(config: PrepareConfig, index: Index) -> check.Rules:
@@ -189,7 +118,14 @@ def _rules(config: PrepareConfig, index: Index) -> check.Rules:
         labels={c.id: label for label, c in enumerate(index.classes)},
         num_keypoints=tuple(len(c.keypoints) for c in index.classes),
     )
-    return check.Rules(vocabulary, index.labelled, config.max_pixels, config.full_decode)
+    return check.Rules(
+        vocabulary,
+        index.labelled,
+        config.max_pixels,
+        config.full_decode,
+        index.semantic_classes,
+        index.masks_required,
+    )
 
 
 def _source(config: PrepareConfig, index: Index) -> dict[str, str]:
@@ -244,7 +180,7 @@ def _make_shards(
             rows_done += len(parts[number])
             rows_made += 0 if result.was_there else len(parts[number])
             # Judged against the whole source, so what fails here would fail at the end too.
-            _check_budget(lost, index.rows_in, index.instances_in, config.max_rejected)
+            _check_budget(lost, index.rows_in, None if index.labels else index.instances_in, config.max_rejected)
             if on_progress is not None:
                 speed = rows_made / max(time.monotonic() - started, 1e-9)
                 on_progress(Progress(rows_done, total, speed, (total - rows_done) / speed if speed else None))
@@ -255,11 +191,12 @@ def _maker(task: ShardTask) -> shard_runner.Work:
     return lambda number: make_shard(task, number).to_facts()
 
 
-def _check_budget(lost: Sequence[rejections.Rejection], rows_in: int, instances_in: int, allowed: float) -> None:
+def _check_budget(lost: Sequence[rejections.Rejection], rows_in: int, instances_in: int | None, allowed: float) -> None:
+    """`instances_in` is None as long as it is not known: then pictures alone are judged."""
     rows = sum(r.is_row for r in lost)
     instances = sum(r.instances for r in lost)
     for what, count, total in (("pictures", rows, rows_in), ("objects", instances, instances_in)):
-        if count > allowed * total:
+        if total is not None and count > allowed * total:
             raise RejectionBudgetError(
                 f"{count} of {total} {what} were rejected so far, more than the share {allowed:g} allowed: "
                 f"{rejections.summary(lost)}; correct the source, or accept them with --max-rejected 1.0"

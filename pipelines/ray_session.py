@@ -18,7 +18,11 @@ class RayError(ValueError):
 
 @contextmanager
 def ray_session(
-    address: str | None = None, num_cpus: int | None = None, object_store_memory: int | None = None
+    address: str | None = None,
+    num_cpus: int | None = None,
+    object_store_memory: int | None = None,
+    *,
+    dashboard: bool = False,
 ) -> Iterator[None]:
     """Use Ray inside the block, and shut down what this call started.
 
@@ -29,6 +33,7 @@ def ray_session(
             submitted job, and otherwise starts Ray on this machine alone.
         num_cpus: CPUs of a local Ray; None takes all of the machine's.
         object_store_memory: bytes of a local Ray's object store; None leaves it to Ray.
+        dashboard: a local Ray has its dashboard, on the loopback.
 
     Raises:
         RayError: no cluster at the address.
@@ -47,7 +52,8 @@ def ray_session(
                     address="local",
                     num_cpus=num_cpus,
                     object_store_memory=object_store_memory,
-                    include_dashboard=False,
+                    include_dashboard=dashboard,
+                    dashboard_host="127.0.0.1",
                     **quiet,
                 )
     except (ConnectionError, RuntimeError, ValueError) as error:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 FloatArray = npt.NDArray[np.float64]
 
 SCHEMA = pa.schema(
@@ -37,12 +38,14 @@ SCHEMA = pa.schema(
         pa.field("keypoints", pa.list_(pa.list_(pa.float32())), nullable=False),
         pa.field("score", pa.list_(pa.float32()), nullable=False),
         pa.field("loss_weight", pa.list_(pa.float32()), nullable=False),
+        pa.field("semantic", pa.large_binary()),
     ]
 )
+_SCHEMA_1 = pa.schema([field for field in SCHEMA if field.name != "semantic"])
 
 
 class SchemaError(ValueError):
-    """Data that does not have exactly `SCHEMA`."""
+    """Data that has neither exactly `SCHEMA` nor exactly that of an older version."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ class Record:
         width: pixels, after EXIF orientation.
         instances: kept objects in the source's order.
         labelled: False where nobody looked for objects, so that no instances does not mean no objects.
+        semantic: PNG of one class a pixel, at this height and width, 255 where it is not known; decode with
+            `pipelines.decode.decode_map`. None where there is no map.
     """
 
     image_id: int
@@ -102,6 +107,7 @@ class Record:
     width: int
     instances: tuple[Instance, ...]
     labelled: bool
+    semantic: bytes | None = None
 
 
 def to_table(records: Sequence[Record]) -> pa.Table:
@@ -126,6 +132,7 @@ def to_table(records: Sequence[Record]) -> pa.Table:
         "keypoints": [[None if i.keypoints is None else i.keypoints.ravel() for i in r.instances] for r in rows],
         "score": [[i.score for i in r.instances] for r in rows],
         "loss_weight": [[i.loss_weight for i in r.instances] for r in rows],
+        "semantic": [r.semantic for r in rows],
     }
     return pa.Table.from_arrays([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
 
@@ -134,7 +141,7 @@ def from_table(table: pa.Table | pa.RecordBatch, row: int) -> Record:
     """One row as a record; its arrays are copies and stay valid when the table's memory goes.
 
     Args:
-        table: data of `SCHEMA`; checked by `check_schema` when its file was opened, not here.
+        table: data of `SCHEMA` or an older version; checked by `check_schema` when its file was opened, not here.
         row: 0 <= row < number of rows.
 
     Raises:
@@ -142,7 +149,7 @@ def from_table(table: pa.Table | pa.RecordBatch, row: int) -> Record:
     """
     if not 0 <= row < table.num_rows:
         raise IndexError(f"row {row} of {table.num_rows}")
-    one = {name: table.column(name)[row] for name in SCHEMA.names}
+    one = {name: table.column(name)[row] for name in table.schema.names}
     return Record(
         image_id=one["image_id"].as_py(),
         file_name=one["file_name"].as_py(),
@@ -152,11 +159,12 @@ def from_table(table: pa.Table | pa.RecordBatch, row: int) -> Record:
         width=one["width"].as_py(),
         instances=_instances(one),
         labelled=one["labelled"].as_py(),
+        semantic=one["semantic"].as_py() if "semantic" in one else None,
     )
 
 
 def check_schema(schema: pa.Schema, where: str) -> None:
-    """Refuse anything but exactly `SCHEMA`, extension types in disguise included.
+    """Refuse anything but exactly `SCHEMA` or that of version 1, extension types in disguise included.
 
     Args:
         schema: what a file claims to hold; its own key-value metadata is free, its fields' is not.
@@ -165,9 +173,10 @@ def check_schema(schema: pa.Schema, where: str) -> None:
     Raises:
         SchemaError: another column, type, order or nullability, or field metadata.
     """
-    if len(schema) != len(SCHEMA) or schema.names != SCHEMA.names:
+    wanted = _SCHEMA_1 if schema.names == _SCHEMA_1.names else SCHEMA
+    if schema.names != wanted.names:
         raise SchemaError(f"{where} has the columns {schema.names}, wanted {SCHEMA.names}: prepare the data again")
-    for have, want in zip(schema, SCHEMA, strict=True):
+    for have, want in zip(schema, wanted, strict=True):
         if not have.equals(want) or _has_metadata(have):
             raise SchemaError(f"{where}: column {want.name} is {_shown(have)}, wanted {_shown(want)}: prepare again")
 

@@ -36,6 +36,11 @@ class Reason(Enum):
     BAD_FLAG = "bad_flag"
     BAD_SEGMENTATION = "bad_segmentation"
     BAD_KEYPOINTS = "bad_keypoints"
+    NO_MASK = "no_mask"
+    MISSING_LABELS = "missing_labels"
+    BAD_LABELS = "bad_labels"
+    MISSING_MAP = "missing_map"
+    BAD_MAP = "bad_map"
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,14 @@ def load_run(run: str, name: str, evaluation: str) -> RunReport:
     tracker = Tracker(uri, run_id, name)
     found = evaluate.load(evaluation) if evaluation else evaluate.Evaluation(None, None)
     facts = {"run": run, "MLflow run": run_id}
-    curves = {curve: tracker.history(curve) for curve in METRICS}
+    curves = {curve: tracker.history(curve) for curve in _curves(tracker.metric_names())}
     return RunReport(name, curves, found.box, found.mask, found.data, found.predictions, facts)
+
+
+def _curves(names: list[str]) -> list[str]:
+    """The loop's metrics in its order, and the losses of this detector after the total."""
+    losses = [name for name in names if name.startswith("loss/") and name not in METRICS]
+    return [METRICS[0], *losses, *METRICS[1:]]
 
 
 def run(config: ReportConfig) -> str:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs as pafs
 
 from pipelines import check, commit, dataset_writer, records, rejections, shards, source_index, storage
+from pipelines.datasets import cityscapes
 from pipelines.manifest import ShardInfo
 from pipelines.rejections import Reason, Rejection
 from pipelines.source_index import RawRow
@@ -33,12 +34,16 @@ class ShardTask:
         images: path or URI of the folder of pictures.
         fingerprint: of the plan.
         rules: of the check.
+        labels: URI of the folder of label files; empty where the plan lists the objects.
+        semantic: URI of the folder of semantic maps; empty without such files.
     """
 
     out: str
     images: str
     fingerprint: str
     rules: check.Rules
+    labels: str = ""
+    semantic: str = ""
 
 
 @dataclass(frozen=True)
@@ -48,11 +53,13 @@ class ShardResult:
     Attributes:
         info: for the manifest.
         rejections: of its pictures and their objects.
+        instances_in: objects that the source has for its pictures.
         was_there: True where an earlier run had written it.
     """
 
     info: ShardInfo
     rejections: tuple[Rejection, ...]
+    instances_in: int
     was_there: bool
 
     def to_facts(self) -> dict[str, object]:
@@ -60,6 +67,7 @@ class ShardResult:
         return {
             "info": asdict(self.info),
             "rejections": [rejections.to_dict(r) for r in self.rejections],
+            "instances_in": self.instances_in,
             "was_there": self.was_there,
         }
 
@@ -67,7 +75,7 @@ class ShardResult:
     def from_facts(cls, facts: dict[str, Any]) -> ShardResult:
         """The inverse of `to_facts`."""
         lost = tuple(rejections.from_dict(r) for r in facts["rejections"])
-        return cls(ShardInfo(**facts["info"]), lost, facts["was_there"])
+        return cls(ShardInfo(**facts["info"]), lost, facts["instances_in"], facts["was_there"])
 
 
 class PlanConflictError(ValueError):
@@ -98,7 +106,9 @@ def make_shard(task: ShardTask, number: int, faults: commit.Faults | None = None
     part = storage.join(folder, part_name(number))
     kept: list[records.Record] = []
     lost: list[Rejection] = []
-    for outcome in _outcomes(task, source_index.from_json(storage.read_bytes(filesystem, part))):
+    instances_in = 0
+    for row, outcome in _outcomes(task, source_index.from_json(storage.read_bytes(filesystem, part))):
+        instances_in += len(row.annotations)
         if isinstance(outcome, Rejection):
             lost.append(outcome)
         else:
@@ -108,10 +118,11 @@ def make_shard(task: ShardTask, number: int, faults: commit.Faults | None = None
         "schema_version": records.SCHEMA_VERSION,
         "fingerprint": task.fingerprint,
         "shard": number,
+        "instances_in": instances_in,
         "rejections": [rejections.to_dict(r) for r in lost],
     }
     info = dataset_writer.write_shard(filesystem, folder, number, kept, meta, faults)
-    return ShardResult(info, tuple(lost), was_there=False)
+    return ShardResult(info, tuple(lost), instances_in, was_there=False)
 
 
 def find_shard(filesystem: pafs.FileSystem, folder: str, number: int, fingerprint: str) -> ShardResult | None:
@@ -141,40 +152,71 @@ def find_shard(filesystem: pafs.FileSystem, folder: str, number: int, fingerprin
         instances=len(shard.batch.column("instance_id").flatten()),
     )
     noted = json.loads(json.dumps(shard.meta.get("rejections", [])))
-    return ShardResult(info, tuple(rejections.from_dict(r) for r in noted), was_there=True)
+    lost = tuple(rejections.from_dict(r) for r in noted)
+    return ShardResult(info, lost, int(str(shard.meta["instances_in"])), was_there=True)
 
 
-def _outcomes(task: ShardTask, rows: list[RawRow]) -> Iterator[check.Checked | Rejection]:
-    filesystem, root = storage.open_uri(task.images)
-    # Resolved once: the folder itself may be a link, a picture may not lead out of it.
-    real_root = Path(root).resolve() if storage.is_local(filesystem) else None
-    for row in rows:
+class _Folder:
+    """A source's folder: its files by names that strangers wrote."""
+
+    def __init__(self, uri: str, missing: Reason) -> None:
+        self._filesystem, self._root = storage.open_uri(uri)
+        self._missing = missing
+        # Resolved once: the folder itself may be a link, a file may not lead out of it.
+        self._real_root = Path(self._root).resolve() if storage.is_local(self._filesystem) else None
+
+    def read(self, row: RawRow, name: str, field: str) -> bytes | Rejection:
+        """A whole file, or why the picture it belongs to is rejected."""
+        path, named = storage.join(self._root, name), rejections.shown(name)
+        if self._real_root is not None and not Path(path).resolve().is_relative_to(self._real_root):
+            return check.reject_row(row, Reason.UNSAFE_FILE_NAME, field, f"{named} links out of the folder")
+        # Asked before opening: a pipe would wait for ever, a device never end. `File` is a regular file only.
+        info = self._filesystem.get_file_info(path)
+        if info.type != pafs.FileType.File:
+            found = "no such file" if info.type == pafs.FileType.NotFound else "not a plain file"
+            return check.reject_row(row, self._missing, field, f"{named}: {found}")
+        if (info.size or 0) > MAX_PICTURE_BYTES:
+            return check.reject_row(row, Reason.PICTURE_TOO_LARGE, field, f"{info.size} bytes")
+        try:
+            return storage.read_bytes(self._filesystem, path)
+        except (FileNotFoundError, PermissionError) as error:
+            # Other failures of a store may pass: they fail the task, which Ray or the same command runs again.
+            return check.reject_row(row, self._missing, field, f"{named}: {type(error).__name__}")
+
+
+def _outcomes(task: ShardTask, rows: list[RawRow]) -> Iterator[tuple[RawRow, check.Checked | Rejection]]:
+    pictures = _Folder(task.images, Reason.MISSING_PICTURE)
+    labels = _Folder(task.labels, Reason.MISSING_LABELS) if task.labels else None
+    maps = _Folder(task.semantic, Reason.MISSING_MAP) if task.semantic else None
+    for listed in rows:
+        row = listed
         unsafe = check.check_file_name(row)
         if unsafe is not None:
-            yield unsafe
+            yield row, unsafe
             continue
-        data = _read_picture(filesystem, root, real_root, row)
-        yield data if isinstance(data, Rejection) else check.check(row, data, task.rules)
+        if labels is not None:
+            with_labels = _labelled(row, labels)
+            if isinstance(with_labels, Rejection):
+                yield row, with_labels
+                continue
+            row = with_labels
+        data = pictures.read(row, str(row.file_name), "file_name")
+        semantic = maps.read(row, str(row.semantic), "semantic") if maps is not None else None
+        if isinstance(data, Rejection):
+            yield row, data
+        elif isinstance(semantic, Rejection):
+            yield row, semantic
+        else:
+            yield row, check.check(row, data, task.rules, semantic)
 
 
-def _read_picture(filesystem: pafs.FileSystem, root: str, real_root: Path | None, row: RawRow) -> bytes | Rejection:
-    name = str(row.file_name)
-    path = storage.join(root, name)
-    if real_root is not None and not Path(path).resolve().is_relative_to(real_root):
-        return check.reject_row(
-            row, Reason.UNSAFE_FILE_NAME, "file_name", f"{rejections.shown(name)} links out of the folder"
-        )
-    # Asked before opening: a pipe would wait for ever, a device never end. `File` is a regular file only.
-    info = filesystem.get_file_info(path)
-    if info.type != pafs.FileType.File:
-        found = "no such file" if info.type == pafs.FileType.NotFound else "not a plain file"
-        return check.reject_row(row, Reason.MISSING_PICTURE, "file_name", f"{rejections.shown(name)}: {found}")
-    if (info.size or 0) > MAX_PICTURE_BYTES:
-        return check.reject_row(row, Reason.PICTURE_TOO_LARGE, "file_name", f"{info.size} bytes")
+def _labelled(row: RawRow, labels: _Folder) -> RawRow | Rejection:
+    """The row with the size and the objects that its label file says."""
+    data = labels.read(row, str(row.labels), "labels")
+    if isinstance(data, Rejection):
+        return data
     try:
-        return storage.read_bytes(filesystem, path)
-    except (FileNotFoundError, PermissionError) as error:
-        # Other failures of a store may pass: they fail the task, which Ray or the same command runs again.
-        return check.reject_row(
-            row, Reason.MISSING_PICTURE, "file_name", f"{rejections.shown(name)}: {type(error).__name__}"
-        )
+        found = cityscapes.read_labels(data, str(row.labels))
+    except cityscapes.LabelsError as error:
+        return check.reject_row(row, Reason.BAD_LABELS, "labels", f"{rejections.shown(row.labels)}: {error}")
+    return replace(row, height=found.height, width=found.width, annotations=found.objects)

@@ -86,7 +86,7 @@ def open_ipc(source: pa.NativeFile, where: str, columns: Sequence[str] | None = 
         reader = ipc.open_file(source)
         records.check_schema(reader.schema, where)
         if columns is not None:
-            fields = [records.SCHEMA.get_field_index(name) for name in columns]
+            fields = [reader.schema.get_field_index(name) for name in columns]
             reader = ipc.open_file(source, options=ipc.IpcReadOptions(included_fields=fields))
         if reader.num_record_batches > 1:
             raise records.SchemaError(f"{where} has {reader.num_record_batches} record batches, wanted one")
@@ -116,9 +116,9 @@ def _check_footer(source: pa.NativeFile, where: str) -> None:
 
 
 def _refuse_nulls(batch: pa.RecordBatch, where: str) -> None:
-    for name in batch.schema.names:
-        if batch.column(name).null_count:
-            raise records.SchemaError(f"{where}: column {name} has empty cells: prepare the data again")
+    for field in batch.schema:
+        if not field.nullable and batch.column(field.name).null_count:
+            raise records.SchemaError(f"{where}: column {field.name} has empty cells: prepare the data again")
 
 
 def _no_rows(schema: pa.Schema) -> pa.RecordBatch:

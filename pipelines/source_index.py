@@ -12,6 +12,7 @@ from pipelines.rejections import Rejection
 
 _MAX_ID = 2**63 - 1
 _MAX_EXACT_FLOAT = 2**53
+_ID_BITS = 53  # ids pass through JSON, where many readers keep numbers as float64
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,9 @@ class RawRow:
         height: pixels as given; any value, None where the source does not say.
         width: pixels as given; any value, None where the source does not say.
         annotations: the source's objects of this picture, raw.
+        labels: name of the file that holds its objects, below `Index.labels`; None where `annotations` has them.
+        semantic: name of its semantic map, below `Index.semantic`, or the masks to paint it from (see
+            `check_semantic.paint`); None where there is none.
     """
 
     image_id: int
@@ -31,6 +35,8 @@ class RawRow:
     height: object
     width: object
     annotations: Sequence[Mapping[str, object]]
+    labels: str | None = None
+    semantic: object = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +44,7 @@ class Index:
     """A source's list of pictures and objects.
 
     Attributes:
-        kind: "coco" or "images".
+        kind: "coco", "cityscapes", "nuimages" or "images".
         images: URI of the folder that file names are relative to.
         classes: in ascending category id, which is the order of labels.
         rows: pictures with a usable, unique id.
@@ -46,6 +52,10 @@ class Index:
         labelled: whether somebody looked for objects.
         identity: sha256 of what was listed.
         source: for the manifest: where it came from.
+        labels: URI of the folder of label files; empty where objects are listed in the rows.
+        semantic: URI of the folder of semantic maps; empty without such files.
+        semantic_classes: values of semantic maps are below this; 0 without maps.
+        masks_required: objects without a mask are of no use here.
     """
 
     kind: str
@@ -56,6 +66,10 @@ class Index:
     labelled: bool
     identity: str
     source: Mapping[str, str]
+    labels: str = ""
+    semantic: str = ""
+    semantic_classes: int = 0
+    masks_required: bool = False
 
     @property
     def rows_in(self) -> int:
@@ -64,7 +78,7 @@ class Index:
 
     @property
     def instances_in(self) -> int:
-        """Objects listed, orphans included."""
+        """Objects listed, orphans included; those in label files not, since no label file was read."""
         return sum(len(row.annotations) for row in self.rows) + sum(r.instances for r in self.rejections)
 
 
@@ -75,6 +89,12 @@ def as_id(value: object) -> int | None:
     if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT_FLOAT:
         return int(value)
     return value if isinstance(value, int) and -_MAX_ID <= value <= _MAX_ID else None
+
+
+def id_of_name(name: str) -> int:
+    """An image id for sources that have none: a hash of the name, so that it stays when pictures are added."""
+    digest = hashlib.sha256(name.encode("utf-8", errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:8], "big") >> (64 - _ID_BITS)
 
 
 def split(rows: Sequence[RawRow], rows_per_shard: int, seed: int, shuffle: bool) -> list[list[RawRow]]:
@@ -98,7 +118,7 @@ def split(rows: Sequence[RawRow], rows_per_shard: int, seed: int, shuffle: bool)
 
 def to_json(rows: Sequence[RawRow]) -> bytes:
     """Rows as JSON, for the worker that makes their shard; NaN and huge numbers pass unchanged."""
-    listed = [[r.image_id, r.file_name, r.height, r.width, list(r.annotations)] for r in rows]
+    listed = [[r.image_id, r.file_name, r.height, r.width, list(r.annotations), r.labels, r.semantic] for r in rows]
     return json.dumps(listed, separators=(",", ":")).encode()
 
 

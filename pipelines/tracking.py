@@ -111,6 +111,12 @@ class Tracker:
 
         self._with_client("log metrics", log)
 
+    def metric_names(self) -> list[str]:
+        """Every metric that was logged, sorted."""
+        names: list[str] = []
+        self._with_client("read metrics", lambda client: names.extend(client.get_run(self.run_id).data.metrics))
+        return sorted(names)
+
     def inputs(self, datasets: Sequence[TrackedDataset]) -> None:
         """Log the data sets a run reads, once."""
 

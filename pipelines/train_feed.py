@@ -12,6 +12,7 @@ from pipelines.dataset import Dataset
 from pipelines.loading import Batch, Source, TrainBatches, stream
 from pipelines.order import Position
 from pipelines.train_state import Part
+from pipelines.transforms import Wanted
 
 
 class Place(NamedTuple):
@@ -31,7 +32,12 @@ class WorkerBatches(TrainBatches):
     def __init__(self, sources: list[Source], config: TrainConfig, place: Place) -> None:
         """Take the data sets, the run and the worker."""
         super().__init__(
-            sources, config.detector.picture, config.augment, config.seed, window=config.shuffle_window or None
+            sources,
+            config.detector.picture,
+            config.augment,
+            config.seed,
+            window=config.shuffle_window or None,
+            wanted=Wanted.by(config.detector),
         )
         self.parts = config.execution.accumulate
         self._worker, self._workers = place.rank, place.world

@@ -1,42 +1,48 @@
-"""One record as a training or test sample: picture and objects resized and flipped together.
+"""One record as a training sample: picture, objects and maps placed together.
 
 Geometric transforms act on polygons; masks become tight bitmap crops only afterwards.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from model.config import PictureConfig
-from model.picture import resize, resized_hw
-from pipelines.decode import decode_rgb
-from pipelines.masks import crop, crop_rle, polygons_to_rle, rasterise
+from model.config import DetectorConfig, PictureConfig
+from pipelines.decode import UNKNOWN_CLASS, decode_map, decode_rgb_fast
+from pipelines.geometry import AugmentConfig, Placement, draw_placement, jitter_colour
+from pipelines.masks import crop, crop_polygons, rasterise
 from pipelines.records import Instance, Record
+
+_MIN_SIDE_PX = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class AugmentConfig:
-    """What may happen to a training picture.
+class Wanted:
+    """What a detector learns from beside boxes, classes and masks; what it does not want is not loaded.
 
     Attributes:
-        flip: probability of a horizontal flip.
-        short_edges_px: one is drawn for each picture; empty takes the detector's own.
+        keypoints: most keypoints an object has; 0 for none.
+        semantic: classes that a semantic branch tells apart; 0 for none.
+        ignore: boxes of crowds and ignored regions, as neither object nor background; else they are left out.
+        weights: the objects' loss weights.
     """
 
-    flip: float = 0.5
-    short_edges_px: tuple[int, ...] = ()
+    keypoints: int = 0
+    semantic: int = 0
+    ignore: bool = False
+    weights: bool = False
 
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if not 0 <= self.flip <= 1:
-            raise ValueError(f"augment.flip must be in 0..1, got {self.flip}")
-        if self.short_edges_px and min(self.short_edges_px) < 1:
-            raise ValueError(f"augment.short_edges_px must be > 0, got {self.short_edges_px}")
+    @classmethod
+    def by(cls, detector: DetectorConfig) -> "Wanted":
+        """What a detector of that configuration learns from."""
+        keypoints = detector.keypoint.num_keypoints if detector.keypoint.enabled else 0
+        semantic = detector.semantic.num_classes if detector.semantic.enabled else 0
+        return cls(keypoints=keypoints, semantic=semantic)
 
 
 class MaskCrop(NamedTuple):
@@ -55,12 +61,26 @@ class Sample(NamedTuple):
         boxes: float32 [G, 4].
         labels: int64 [G].
         masks: one crop an object; None where its mask is not known.
+        keypoints: float32 [G, J, 3] of x, y and visibility; None where not wanted.
+        semantic: uint8 [H, W], 255 where not known; None where not wanted.
+        ignored: float32 [I, 4], boxes that are neither object nor background; None where not wanted.
+        weights: float32 [G]; None where not wanted.
     """
 
     pixels: Tensor
     boxes: npt.NDArray[np.float32]
     labels: npt.NDArray[np.int64]
     masks: tuple[MaskCrop | None, ...]
+    keypoints: npt.NDArray[np.float32] | None = None
+    semantic: npt.NDArray[np.uint8] | None = None
+    ignored: npt.NDArray[np.float32] | None = None
+    weights: npt.NDArray[np.float32] | None = None
+
+
+class _Object(NamedTuple):
+    instance: Instance
+    box: npt.NDArray[np.float64]
+    mask: MaskCrop | None
 
 
 def picture_tensor(record: Record) -> Tensor:
@@ -69,54 +89,116 @@ def picture_tensor(record: Record) -> Tensor:
     Raises:
         DecodeError: the bytes are not a picture that can be decoded.
     """
-    return torch.from_numpy(decode_rgb(record.image)).permute(2, 0, 1)
+    return torch.from_numpy(decode_rgb_fast(record.image)).permute(2, 0, 1)
 
 
-def _mask_crop(instance: Instance, record: Record, size_hw: tuple[int, int], flip: bool) -> MaskCrop | None:
-    """The object's mask on the transformed picture; None where it has none."""
-    height, width = size_hw
+def mirrored(names: Sequence[str]) -> tuple[int, ...]:
+    """For each keypoint the one it becomes in a mirror: left_eye becomes right_eye, nose stays."""
+    places = {name: number for number, name in enumerate(names)}
+    swap = {"left": "right", "right": "left"}
+    found = []
+    for number, name in enumerate(names):
+        side = next((word for word in swap if word in name), None)
+        found.append(places.get(name.replace(side, swap[side]), number) if side else number)
+    return tuple(found)
+
+
+def transform(
+    record: Record,
+    picture: PictureConfig,
+    augment: AugmentConfig,
+    rng: np.random.Generator,
+    wanted: Wanted = Wanted(),
+    swaps: Sequence[Sequence[int]] = (),
+) -> Sample:
+    """Decode a record and place it at random.
+
+    Crowds, ignored regions, objects under a pixel and objects that a crop leaves nothing of are no objects of the
+    sample. The box of an object that a crop cuts is the box of what is left of its mask.
+
+    Args:
+        record: the picture and its objects.
+        picture: the detector's picture settings.
+        augment: what may happen.
+        rng: of this sample.
+        wanted: what to load.
+        swaps: by label, `mirrored` of the class's keypoints; needed where keypoints are wanted.
+    """
+    placement = draw_placement((record.height, record.width), picture, augment, rng)
+    pixels = placement.pixels(picture_tensor(record))
+    if augment.colour:
+        pixels = jitter_colour(pixels, augment.colour, rng)
+    objects = [o for i in record.instances if not (i.crowd or i.ignore) and (o := _object(i, record, placement))]
+    boxes = np.array([o.box for o in objects], np.float32).reshape(-1, 4)
+    labels = np.array([o.instance.label for o in objects], np.int64)
+    sample = Sample(pixels, boxes, labels, tuple(o.mask for o in objects))
+    if wanted.keypoints:
+        points = [_keypoints(o.instance, placement, wanted.keypoints, swaps) for o in objects]
+        sample = sample._replace(keypoints=np.array(points, np.float32).reshape(-1, wanted.keypoints, 3))
+    if wanted.semantic:
+        sample = sample._replace(semantic=_semantic(record, placement))
+    if wanted.ignore:
+        regions = [_clipped(placement.box(i.box_xyxy), placement) for i in record.instances if i.crowd or i.ignore]
+        kept = [box for box in regions if _is_visible(box)]
+        sample = sample._replace(ignored=np.array(kept, np.float32).reshape(-1, 4))
+    if wanted.weights:
+        sample = sample._replace(weights=np.array([o.instance.loss_weight for o in objects], np.float32))
+    return sample
+
+
+def _object(instance: Instance, record: Record, placement: Placement) -> _Object | None:
+    """An object on the placed picture; None where too little of it is left."""
+    box = placement.box(instance.box_xyxy)
+    is_cut = placement.crops and bool((box != _clipped(box, placement)).any())
+    shown = _clipped(box, placement) if is_cut else box
+    if not _is_visible(shown):
+        return None
+    mask = _mask_crop(instance, record, placement)
+    if is_cut and mask is not None:
+        height, width = mask.bits.shape
+        shown = np.array([mask.x0, mask.y0, mask.x0 + width, mask.y0 + height], np.float64)
+    return _Object(instance, shown, mask) if _is_visible(shown) else None
+
+
+def _clipped(box: npt.NDArray[np.float64], placement: Placement) -> npt.NDArray[np.float64]:
+    height, width = placement.size_hw
+    return np.clip(box, 0, [width, height, width, height])
+
+
+def _is_visible(box: npt.NDArray[np.float64]) -> bool:
+    return bool(box[2] - box[0] >= _MIN_SIDE_PX and box[3] - box[1] >= _MIN_SIDE_PX)
+
+
+def _mask_crop(instance: Instance, record: Record, placement: Placement) -> MaskCrop | None:
+    """The object's mask on the placed picture; None where it has none."""
     if instance.polygons is not None:
-        scale = np.array([width / record.width, height / record.height])
-        rings = []
-        for ring in instance.polygons:
-            points = ring.reshape(-1, 2) * scale
-            if flip:
-                points[:, 0] = width - points[:, 0]
-            rings.append(points.ravel())
-        return MaskCrop(*crop_rle(polygons_to_rle(rings, height, width), height, width))
+        rings = [placement.points(ring.reshape(-1, 2)).ravel() for ring in instance.polygons]
+        return MaskCrop(*crop_polygons(rings, *placement.size_hw))
     if instance.rle is None:
         return None
-    bitmap = rasterise(instance.rle, record.height, record.width)
-    if bitmap.shape != size_hw:
-        bitmap = F.interpolate(torch.from_numpy(bitmap)[None, None], size=size_hw, mode="nearest")[0, 0].numpy()
-    return MaskCrop(*crop(np.ascontiguousarray(bitmap[:, ::-1]) if flip else bitmap))
+    return MaskCrop(*crop(placement.values(rasterise(instance.rle, record.height, record.width))))
 
 
-def transform(record: Record, picture: PictureConfig, augment: AugmentConfig, rng: np.random.Generator) -> Sample:
-    """Decode, resize and perhaps flip a record; crowd and ignored regions and objects under a pixel are left out."""
-    edges = augment.short_edges_px or (picture.short_edge_px,)
-    size_hw = resized_hw(record.height, record.width, int(edges[rng.integers(len(edges))]), picture)
-    flip = bool(rng.random() < augment.flip)
-    pixels = resize(picture_tensor(record), size_hw)
-    if flip:
-        pixels = pixels.flip(2)
-    height, width = size_hw
-    scale = np.array([width / record.width, height / record.height] * 2)
-    boxes, labels, masks = [], [], []
-    for instance in record.instances:
-        if instance.crowd or instance.ignore:
-            continue
-        x1, y1, x2, y2 = np.array(instance.box_xyxy) * scale
-        if flip:
-            x1, x2 = width - x2, width - x1
-        if x2 - x1 < 1 or y2 - y1 < 1:
-            continue
-        boxes.append((x1, y1, x2, y2))
-        labels.append(instance.label)
-        masks.append(_mask_crop(instance, record, size_hw, flip))
-    return Sample(
-        pixels,
-        np.array(boxes, np.float32).reshape(-1, 4),
-        np.array(labels, np.int64),
-        tuple(masks),
-    )
+def _keypoints(
+    instance: Instance, placement: Placement, count: int, swaps: Sequence[Sequence[int]]
+) -> npt.NDArray[np.float32]:
+    """Keypoints [count, 3] on the placed picture; unlabelled ones, and those cut off, are zeros."""
+    made = np.zeros((count, 3), np.float32)
+    if instance.keypoints is None:
+        return made
+    points = instance.keypoints.astype(np.float64)
+    # Annotated by the index of a pixel, whose centre lies half a pixel further in continuous coordinates.
+    points[:, :2] = placement.points(points[:, :2] + 0.5)
+    height, width = placement.size_hw
+    inside = (points[:, 0] >= 0) & (points[:, 0] <= width) & (points[:, 1] >= 0) & (points[:, 1] <= height)
+    points[~inside | (points[:, 2] == 0)] = 0
+    if placement.flip:
+        points = points[list(swaps[instance.label])]
+    made[: len(points)] = points[:count]
+    return made
+
+
+def _semantic(record: Record, placement: Placement) -> npt.NDArray[np.uint8]:
+    if record.semantic is None:
+        return np.full(placement.size_hw, UNKNOWN_CLASS, np.uint8)
+    return placement.values(decode_map(record.semantic))

@@ -9,7 +9,8 @@ import torch
 
 from pipelines import checkpoints, commit, storage
 from pipelines.coco_export import to_coco
-from pipelines.coco_metrics import GroundTruth, Metrics, evaluate
+from pipelines.coco_metrics import Metrics, evaluate
+from pipelines.coco_rows import GroundTruth
 from pipelines.dataset import Dataset
 from pipelines.inference import cut_batches, predict_batch
 from pipelines.predictions import to_results

@@ -1,14 +1,12 @@
-"""ResNet (He et al. 2015) as a feature extractor: maps C2..C5 at strides 4, 8, 16 and 32."""
+"""ResNet (He et al. 2015) and ResNeXt (Xie et al. 2017) as feature extractors: maps C2..C5 at strides 4 to 32."""
 
-from collections.abc import Callable
+import math
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.config import BackboneConfig, Norm, StrideIn
-
-NormLayer = Callable[[int], nn.Module]
+from model.backbones.blocks import Block, DeformableConv, NonLocalBlock, NormLayer, Shortcut, conv, norm_layer
+from model.config import BackboneConfig, StrideIn
 
 # Blocks of the four stages, and whether they are bottlenecks.
 _STAGES = {
@@ -16,83 +14,9 @@ _STAGES = {
     34: ((3, 4, 6, 3), False),
     50: ((3, 4, 6, 3), True),
     101: ((3, 4, 23, 3), True),
+    152: ((3, 8, 36, 3), True),
 }
-
-
-class FrozenBatchNorm(nn.Module):
-    """Batch normalisation whose statistics and affine parameters are constants."""
-
-    def __init__(self, channels: int, eps: float) -> None:
-        """Start as the identity (up to eps)."""
-        super().__init__()
-        self.eps = eps
-        self.register_buffer("weight", torch.ones(channels))
-        self.register_buffer("bias", torch.zeros(channels))
-        self.register_buffer("running_mean", torch.zeros(channels))
-        self.register_buffer("running_var", torch.ones(channels))
-
-    weight: Tensor
-    bias: Tensor
-    running_mean: Tensor
-    running_var: Tensor
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale and shift x [B, C, H, W]."""
-        scale = self.weight * (self.running_var + self.eps).rsqrt()
-        shift = self.bias - self.running_mean * scale
-        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
-
-
-def norm_layer(config: BackboneConfig) -> NormLayer:
-    """The constructor of the configured normalisation, called with the number of channels."""
-    layers: dict[Norm, NormLayer] = {
-        Norm.FROZEN: lambda channels: FrozenBatchNorm(channels, config.norm_eps),
-        Norm.BATCH: lambda channels: nn.BatchNorm2d(channels, eps=config.norm_eps),
-        Norm.SYNC: lambda channels: nn.SyncBatchNorm(channels, eps=config.norm_eps),
-        Norm.GROUP: lambda channels: nn.GroupNorm(min(32, channels), channels, eps=config.norm_eps),
-    }
-    return layers[config.norm]
-
-
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, kernel, stride=stride, padding=kernel // 2, bias=False)
-
-
-class Shortcut(nn.Module):
-    """1 x 1 projection where a block changes width or stride."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, norm: NormLayer) -> None:
-        """Build the convolution and its normalisation."""
-        super().__init__()
-        self.conv = _conv(inputs, outputs, 1, stride)
-        self.norm = norm(outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Project x [B, C, H, W]."""
-        out: Tensor = self.norm(self.conv(x))
-        return out
-
-
-class Block(nn.Module):
-    """A residual block: a chain of convolutions beside a shortcut."""
-
-    def __init__(self, layers: list[nn.Conv2d], shortcut: nn.Module, norm: NormLayer) -> None:
-        """Take the convolutions in order; each is followed by a normalisation."""
-        super().__init__()
-        self.num_convs = len(layers)
-        for i, conv in enumerate(layers, start=1):
-            self.add_module(f"conv{i}", conv)
-            self.add_module(f"norm{i}", norm(conv.out_channels))
-        self.shortcut = shortcut
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map x [B, C, H, W] to the block's width and stride."""
-        out = x
-        for i in range(1, self.num_convs + 1):
-            out = getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(out))
-            if i < self.num_convs:
-                out = F.relu(out)
-        return F.relu(out + self.shortcut(x))
+_FOURTH = 2  # index of the stage that is called the fourth, res4
 
 
 class Stem(nn.Module):
@@ -101,7 +25,7 @@ class Stem(nn.Module):
     def __init__(self, channels: int, norm: NormLayer) -> None:
         """Build the convolution and its normalisation."""
         super().__init__()
-        self.conv = _conv(3, channels, 7, 2)
+        self.conv = conv(3, channels, 7, 2)
         self.norm = norm(channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -109,66 +33,111 @@ class Stem(nn.Module):
         return F.max_pool2d(F.relu(self.norm(self.conv(x))), 3, stride=2, padding=1)
 
 
+def stage_channels(config: BackboneConfig, index: int) -> int:
+    """Width of the map that stage `index` (0 for C2) puts out."""
+    return (config.stem_channels << index) * (4 if _STAGES[config.depth][1] else 1)
+
+
+def build_stage(config: BackboneConfig, index: int, stride: int, dilation: int = 1) -> nn.Sequential:
+    """One stage with fresh weights.
+
+    Args:
+        config: the ResNet.
+        index: 0 for C2 up to 3 for C5.
+        stride: of its first block.
+        dilation: of its 3 x 3 convolutions.
+    """
+    norm = norm_layer(config)
+    outputs = stage_channels(config, index)
+    inputs = stage_channels(config, index - 1) if index else config.stem_channels
+    blocks: list[nn.Module] = []
+    count = _STAGES[config.depth][0][index]
+    for number in range(count):
+        step = stride if number == 0 else 1
+        shortcut: nn.Module = nn.Identity()
+        if step != 1 or inputs != outputs:
+            shortcut = Shortcut(inputs, outputs, step, norm)
+        is_seen = config.non_local and index == _FOURTH and number == count - 1
+        non_local = NonLocalBlock(inputs, norm) if is_seen else None
+        blocks.append(Block(_block_convs(config, index, inputs, step, dilation), shortcut, norm, non_local))
+        inputs = outputs
+    stage = nn.Sequential(*blocks)
+    _initialise(stage)
+    return stage
+
+
+def _block_convs(config: BackboneConfig, index: int, inputs: int, stride: int, dilation: int) -> list[nn.Conv2d]:
+    outputs = stage_channels(config, index)
+    if not _STAGES[config.depth][1]:
+        return [conv(inputs, outputs, 3, stride, dilation), conv(outputs, outputs, 3, dilation=dilation)]
+    groups = config.groups
+    width = (groups * config.group_width or config.stem_channels) << index
+    first, second = (stride, 1) if config.stride_in is StrideIn.FIRST_1X1 else (1, stride)
+    if index + 2 in config.deformable_stages:
+        middle: nn.Conv2d = DeformableConv(width, second, groups, config.deformable_groups, config.modulated)
+    else:
+        middle = conv(width, width, 3, second, dilation, groups)
+    return [conv(inputs, width, 1, first), middle, conv(width, outputs, 1)]
+
+
+def _initialise(module: nn.Module) -> None:
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            nn.init.kaiming_normal_(part.weight, mode="fan_out", nonlinearity="relu")
+    for part in module.modules():
+        if isinstance(part, DeformableConv):
+            part.reset_offsets()
+        elif isinstance(part, NonLocalBlock):
+            # The block starts as the identity, so that it can be put into a trained network.
+            nn.init.zeros_(part.out.weight)
+            assert part.out.bias is not None
+            nn.init.zeros_(part.out.bias)
+
+
 class ResNet(nn.Module):
-    """Stem and four stages.
+    """Stem and stages.
 
     Attributes:
-        out_channels: widths of C2..C5.
-        strides: strides of C2..C5.
+        out_channels: widths of the stages' maps, finest first.
+        strides: their strides.
     """
 
-    strides = (4, 8, 16, 32)
+    def __init__(self, config: BackboneConfig, num_stages: int = 4, dilated: bool = False) -> None:
+        """Build and initialise (He et al., fan out); apply the configured freezing.
 
-    def __init__(self, config: BackboneConfig) -> None:
-        """Build and initialise (He et al., fan out); apply the configured freezing."""
+        Args:
+            config: the ResNet.
+            num_stages: 4, or 3 where the fifth stage (C5) belongs to the heads.
+            dilated: the last stage keeps its input's stride and dilates instead (DC5).
+        """
         super().__init__()
-        norm = norm_layer(config)
-        blocks, bottleneck = _STAGES[config.depth]
-        self.stem = Stem(config.stem_channels, norm)
-        inputs = config.stem_channels
-        stages: list[nn.Module] = []
-        widths = []
-        for i, count in enumerate(blocks):
-            width = config.stem_channels << i
-            outputs = width * 4 if bottleneck else width
-            stage = []
-            for b in range(count):
-                stride = 2 if b == 0 and i > 0 else 1
-                shortcut: nn.Module = nn.Identity()
-                if stride != 1 or inputs != outputs:
-                    shortcut = Shortcut(inputs, outputs, stride, norm)
-                stage.append(Block(_block_convs(inputs, width, outputs, stride, config), shortcut, norm))
-                inputs = outputs
-            stages.append(nn.Sequential(*stage))
-            widths.append(outputs)
+        self.stem = Stem(config.stem_channels, norm_layer(config))
+        _initialise(self.stem)
+        steps = [1, 2, 2, 1 if dilated else 2][:num_stages]
+        stages = [
+            build_stage(config, i, step, dilation=2 if dilated and i == num_stages - 1 else 1)
+            for i, step in enumerate(steps)
+        ]
         self.stages = nn.ModuleList(stages)
-        self.out_channels = tuple(widths)
-        self._frozen = [self.stem, *stages][: config.frozen_stages]
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-        for part in self._frozen:
+        self.out_channels = tuple(stage_channels(config, i) for i in range(num_stages))
+        self.strides = tuple(4 * math.prod(steps[: i + 1]) for i in range(num_stages))
+        frozen = [self.stem, *stages][: config.frozen_stages]
+        self._still = frozen if config.frozen_statistics else []
+        for part in frozen:
             part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> "ResNet":
         """Set training mode; frozen stages stay in evaluation mode so that their statistics do not move."""
         super().train(mode)
-        for part in self._frozen:
+        for part in self._still:
             part.eval()
         return self
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """Feature maps C2..C5 of pictures [B, 3, H, W], each [B, C, H / stride, W / stride]."""
+        """Feature maps of pictures [B, 3, H, W], each [B, C, H / stride, W / stride], finest first."""
         x = self.stem(x)
         maps = []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
         return maps
-
-
-def _block_convs(inputs: int, width: int, outputs: int, stride: int, config: BackboneConfig) -> list[nn.Conv2d]:
-    if outputs == width:
-        return [_conv(inputs, width, 3, stride), _conv(width, width, 3)]
-    first, second = (stride, 1) if config.stride_in is StrideIn.FIRST_1X1 else (1, stride)
-    return [_conv(inputs, width, 1, first), _conv(width, width, 3, second), _conv(width, outputs, 1)]

@@ -1,6 +1,6 @@
 """The box head: class scores and box deltas of each RoI, their losses, and the choice of detections.
 
-Label K, the last, is background; deltas are class-specific.
+Label K, the last, is background; deltas have no slot for it.
 """
 
 from typing import NamedTuple
@@ -11,73 +11,88 @@ from torch.nn import functional as F
 
 from model import boxes as box_ops
 from model.config import BoxHeadConfig
+from model.norms import ConvNorm
 from model.ops.nms import nms
+from model.structures import SampledRoIs
+
+DeltaWeights = tuple[float, float, float, float]
 
 
 class BoxHead(nn.Module):
-    """Two hidden layers, then scores and deltas."""
+    """Hidden layers, then scores and deltas."""
 
     def __init__(self, in_channels: int, roi_size: int, num_classes: int, config: BoxHeadConfig) -> None:
         """Take the width and side of a RoI crop and the number of foreground classes."""
         super().__init__()
-        self.fc1 = nn.Linear(in_channels * roi_size * roi_size, config.channels)
-        self.fc2 = nn.Linear(config.channels, config.channels)
-        self.scores = nn.Linear(config.channels, num_classes + 1)
-        self.deltas = nn.Linear(config.channels, num_classes * 4)
-        for layer in (self.fc1, self.fc2):
-            nn.init.kaiming_uniform_(layer.weight, a=1)
+        widths = [in_channels] + [config.conv_channels] * config.num_convs
+        self.convs = nn.ModuleList(ConvNorm(widths[i], widths[i + 1], 3, config.norm) for i in range(config.num_convs))
+        # Without fully connected layers the crop is averaged, so its side does not matter.
+        inputs = widths[-1] * (roi_size * roi_size if config.num_fcs else 1)
+        self.fcs = nn.ModuleList(
+            nn.Linear(config.channels if i else inputs, config.channels) for i in range(config.num_fcs)
+        )
+        outputs = config.channels if config.num_fcs else inputs
+        self.num_classes = num_classes
+        self.num_deltas = 1 if config.class_agnostic else num_classes
+        self.scores = nn.Linear(outputs, num_classes + 1)
+        self.deltas = nn.Linear(outputs, self.num_deltas * 4)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for name, parameter in self.named_parameters():
+            if name.startswith("convs.") and parameter.ndim == 4:
+                nn.init.kaiming_normal_(parameter, mode="fan_out", nonlinearity="relu")
+            elif name.startswith("fcs.") and parameter.ndim == 2:
+                nn.init.kaiming_uniform_(parameter, a=1)
+            elif name.endswith("bias"):
+                nn.init.zeros_(parameter)
         nn.init.normal_(self.scores.weight, std=0.01)
         nn.init.normal_(self.deltas.weight, std=0.001)
-        for layer in (self.fc1, self.fc2, self.scores, self.deltas):
-            nn.init.zeros_(layer.bias)
-        self.num_classes = num_classes
 
-    def forward(self, crops: Tensor) -> tuple[Tensor, Tensor]:
-        """Class logits [R, K + 1] and deltas [R, K, 4] of RoI crops [R, C, s, s], float32."""
+    def forward(self, crops: Tensor, valid: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Class logits [R, K + 1] and deltas [R, K, 4] ([R, 1, 4] class-agnostic), float32, of crops [R, C, s, s].
+
+        `valid` bool [R] says which RoIs are real, for batch statistics; None: all.
+        """
+        hidden = crops
+        for conv in self.convs:
+            hidden = F.relu(conv(hidden, valid))
         # The first layer reads channel, row, column, as every published checkpoint does.
-        hidden = F.relu(self.fc2(F.relu(self.fc1(crops.flatten(start_dim=1)))))
-        return self.scores(hidden).float(), self.deltas(hidden).float().unflatten(1, (self.num_classes, 4))
+        hidden = hidden.flatten(start_dim=1) if len(self.fcs) else hidden.mean(dim=(2, 3))
+        for layer in self.fcs:
+            hidden = F.relu(layer(hidden))
+        return self.scores(hidden).float(), self.deltas(hidden).float().unflatten(1, (self.num_deltas, 4))
 
 
-class BoxTargets(NamedTuple):
-    """What the sampled RoIs are trained towards.
-
-    Attributes:
-        rois: float32 [B, S, 4].
-        labels: int64 [B, S], K for background.
-        boxes: float32 [B, S, 4], the matched object.
-        positive: bool [B, S].
-        valid: bool [B, S], false for padding.
-    """
-
-    rois: Tensor
-    labels: Tensor
-    boxes: Tensor
-    positive: Tensor
-    valid: Tensor
+def own_deltas(deltas: Tensor, labels: Tensor) -> Tensor:
+    """The deltas [R, 4] of each RoI's class, from [R, K, 4] or class-agnostic [R, 1, 4], and labels [R]."""
+    index = labels.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)
+    return deltas.gather(1, index).squeeze(1)
 
 
-def box_losses(logits: Tensor, deltas: Tensor, targets: BoxTargets, config: BoxHeadConfig) -> dict[str, Tensor]:
+def box_losses(
+    logits: Tensor, deltas: Tensor, targets: SampledRoIs, config: BoxHeadConfig, weights: DeltaWeights | None = None
+) -> dict[str, Tensor]:
     """Cross entropy over the sampled RoIs, and smooth L1 over the positive ones; both divided by the sampled.
 
     Args:
         logits: [B * S, K + 1].
-        deltas: [B * S, K, 4].
+        deltas: [B * S, K or 1, 4].
         targets: the sampled RoIs.
         config: the head's settings.
+        weights: factors of the deltas where a cascade's stage has its own; None takes the head's.
     """
     valid, positive = targets.valid.flatten(), targets.positive.flatten()
     labels = targets.labels.flatten()
+    factor = targets.weights.expand(targets.valid.shape).flatten()
     count = valid.sum().clamp(min=1)
     zero = logits.new_zeros(())
-    cross_entropy = F.cross_entropy(logits, labels, reduction="none")
-    wanted = box_ops.encode(targets.boxes, targets.rois, config.delta_weights).flatten(0, 1)
-    own_class = labels.clamp(max=deltas.shape[1] - 1)[:, None, None].expand(-1, 1, 4)
-    own_deltas = deltas.gather(1, own_class).squeeze(1)
-    box = F.smooth_l1_loss(own_deltas, wanted, beta=config.smooth_l1_beta, reduction="none")
+    cross_entropy = F.cross_entropy(logits, labels, reduction="none") * factor
+    wanted = box_ops.encode(targets.boxes, targets.rois, weights or config.delta_weights).flatten(0, 1)
+    box = F.smooth_l1_loss(own_deltas(deltas, labels), wanted, beta=config.smooth_l1_beta, reduction="none")
     return {
         "cls": torch.where(valid, cross_entropy, zero).sum() / count,
-        "box": torch.where(positive[:, None], box, zero).sum() / count,
+        "box": torch.where(positive[:, None], box * factor[:, None], zero).sum() / count,
     }
 
 
@@ -91,32 +106,34 @@ class BoxDetections(NamedTuple):
 
 
 def select_detections(
-    logits: Tensor, deltas: Tensor, rois: Tensor, roi_valid: Tensor, sizes_hw: Tensor, config: BoxHeadConfig
-) -> BoxDetections:
+    scores: Tensor, deltas: Tensor, rois: Tensor, roi_valid: Tensor, sizes_hw: Tensor, config: BoxHeadConfig,
+    weights: DeltaWeights | None = None,
+) -> BoxDetections:  # fmt: skip
     """Decode every class of every RoI, drop low scores, suppress class by class, keep the best.
 
     Args:
-        logits: [B * P, K + 1].
-        deltas: [B * P, K, 4].
+        scores: [B * P, K + 1], class probabilities.
+        deltas: [B * P, K or 1, 4].
         rois: [B, P, 4].
         roi_valid: bool [B, P].
         sizes_hw: int64 [B, 2], pictures without padding; boxes are clipped to them.
         config: the head's settings.
+        weights: factors of the deltas where a cascade's last stage has its own; None takes the head's.
     """
     batch, count = roi_valid.shape
-    num_classes = deltas.shape[1]
-    scores = logits.softmax(dim=1)[:, :num_classes].reshape(batch, count * num_classes)
-    all_deltas = deltas.view(batch, count, num_classes, 4)
-    boxes = box_ops.decode(all_deltas, rois[:, :, None, :], config.delta_weights)
-    boxes = box_ops.clip(boxes.reshape(batch, count * num_classes, 4), sizes_hw)
+    num_classes = scores.shape[1] - 1
+    flat_scores = scores[:, :num_classes].reshape(batch, count * num_classes)
+    all_deltas = deltas.view(batch, count, -1, 4)
+    boxes = box_ops.decode(all_deltas, rois[:, :, None, :], weights or config.delta_weights, config.limit_shrink)
+    boxes = box_ops.clip(boxes, sizes_hw).expand(-1, -1, num_classes, -1).reshape(batch, count * num_classes, 4)
     labels = torch.arange(num_classes, device=rois.device).repeat(count).expand(batch, -1)
     size = boxes[..., 2:] - boxes[..., :2]
-    valid = ((size > 0) & (size >= config.min_size_px)).all(dim=-1) & (scores > config.score_threshold)
+    valid = ((size > 0) & (size >= config.min_size_px)).all(dim=-1) & (flat_scores > config.score_threshold)
     valid = valid & roi_valid.repeat_interleave(num_classes, dim=1)
-    keep = nms(boxes, scores, labels, valid, config.nms_iou)
-    best, index = torch.where(keep, scores, -1.0).topk(min(config.max_detections, keep.shape[1]), dim=1)
+    keep = nms(boxes, flat_scores, labels, valid, config.nms_iou)
+    best, index = torch.where(keep, flat_scores, -1.0).topk(min(config.max_detections, keep.shape[1]), dim=1)
     is_valid = best >= 0
-    chosen = boxes.gather(1, index[..., None].expand(-1, -1, 4))
+    found = boxes.gather(1, index[..., None].expand(-1, -1, 4))
     return BoxDetections(
-        torch.where(is_valid[..., None], chosen, 0.0), best.clamp(min=0), labels.gather(1, index), is_valid
+        torch.where(is_valid[..., None], found, 0.0), best.clamp(min=0), labels.gather(1, index), is_valid
     )

@@ -26,7 +26,9 @@ def roi_pool(features: Tensor, rois: Tensor, output_size: int | tuple[int, int],
         ValueError: A shape or device does not fit, or (seen on a CPU) an image index is out of range.
     """
     _check(features, rois)
-    if rois.device.type == "cpu" and not bool(((rois[:, 0] >= 0) & (rois[:, 0] < len(features))).all()):
+    # Looking at values would break a compiled graph, as it would make a GPU wait.
+    can_look = rois.device.type == "cpu" and not torch.compiler.is_compiling()
+    if can_look and not bool(((rois[:, 0] >= 0) & (rois[:, 0] < len(features))).all()):
         raise ValueError(
             f"RoI pooling got batch indices {sorted(set(rois[:, 0].tolist()))}, wanted 0..{len(features) - 1}: "
             "column 0 of rois is the image's index in the batch"

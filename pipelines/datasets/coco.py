@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 
 from pipelines import commit, storage
@@ -20,12 +21,14 @@ class CocoError(ValueError):
     """An annotation file that is not COCO; the message is one line that says what to do."""
 
 
-def read_index(images: str, annotations: str) -> Index:
+def read_index(images: str, annotations: str, semantic: str = "", semantic_classes: int = 0) -> Index:
     """Read what a COCO annotation file lists.
 
     Args:
         images: path or URI of the folder of pictures.
         annotations: path or URI of the JSON file; one without `annotations` lists unlabelled pictures.
+        semantic: path or URI of the folder of semantic maps, named as the pictures but ending in .png; empty for none.
+        semantic_classes: values of the maps are below this, or 255.
 
     Raises:
         CocoError: the file is missing, too large, not JSON, or not of COCO's form.
@@ -40,11 +43,21 @@ def read_index(images: str, annotations: str) -> Index:
         categories = _list_of(body, "categories", annotations)
     pictures, rejections = _pictures(entries)
     grouped, orphans = _group(objects, pictures)
+    digest = commit.sha256_of(raw)
     rows = [
-        RawRow(image_id, e.get("file_name"), e.get("height"), e.get("width"), grouped.get(image_id, ()))
+        RawRow(
+            image_id,
+            e.get("file_name"),
+            e.get("height"),
+            e.get("width"),
+            grouped.get(image_id, ()),
+            semantic=_map_name(e.get("file_name")) if semantic else None,
+        )
         for image_id, e in pictures.items()
     ]
-    digest = commit.sha256_of(raw)
+    source = {"annotations": storage.canonical_uri(annotations), "annotations_sha256": digest}
+    if semantic:
+        source |= {"semantic": storage.canonical_uri(semantic), "semantic_classes": str(semantic_classes)}
     return Index(
         kind="coco",
         images=storage.canonical_uri(images),
@@ -53,8 +66,15 @@ def read_index(images: str, annotations: str) -> Index:
         rejections=(*rejections, *orphans),
         labelled=labelled,
         identity=digest,
-        source={"annotations": storage.canonical_uri(annotations), "annotations_sha256": digest},
+        source=source,
+        semantic=source.get("semantic", ""),
+        semantic_classes=semantic_classes if semantic else 0,
     )
+
+
+def _map_name(file_name: object) -> str | None:
+    """The map beside a picture's name; a name that is no text is rejected before the map is looked for."""
+    return re.sub(r"\.[^./]*$", "", file_name) + ".png" if isinstance(file_name, str) else None
 
 
 def _read(uri: str) -> bytes:

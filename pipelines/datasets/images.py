@@ -10,12 +10,10 @@ from pyarrow import fs as pafs
 
 from pipelines import storage
 from pipelines.rejections import Reason, Rejection, shown
-from pipelines.source_index import Index, RawRow
+from pipelines.source_index import Index, RawRow, id_of_name
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Files of a folder that count as pictures; GIF and TIFF too, to be rejected aloud, not passed over."""
-
-_ID_BITS = 53  # ids pass through JSON, where many readers keep numbers as float64
 
 
 class PicturesError(ValueError):
@@ -24,8 +22,6 @@ class PicturesError(ValueError):
 
 def read_index(images: str) -> Index:
     """List pictures.
-
-    An image id is a hash of the relative name, so that it stays when pictures are added.
 
     Args:
         images: path or URI of a folder (searched with its subfolders), a glob such as `pool/*.jpg` (`*` also
@@ -55,8 +51,7 @@ def _index(root: str, names: list[str], asked: str) -> Index:
     rows: dict[int, RawRow] = {}
     rejections = []
     for name in sorted(names):
-        digest = hashlib.sha256(name.encode("utf-8", errors="surrogateescape")).digest()
-        image_id = int.from_bytes(digest[:8], "big") >> (64 - _ID_BITS)
+        image_id = id_of_name(name)
         if image_id in rows:
             rejections.append(
                 Rejection(Reason.DUPLICATE_IMAGE_ID, "file_name", shown(name), True, shown(name), image_id)

@@ -133,7 +133,9 @@ def start_ray_node(node: Machine, address: str, cpus: int = 1, env: Mapping[str,
     where = [f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=100000000", "--disable-usage-stats",
              f"--node-ip-address={node.address}"]  # fmt: skip
     head = address == f"{node.address}:{_RAY_PORT}"
-    where += ["--head", f"--port={_RAY_PORT}"] if head else [f"--address={address}"]
+    # Jobs come from other machines too, and every request needs the token.
+    dashboard = f"--dashboard-host={node.address}"
+    where += ["--head", f"--port={_RAY_PORT}", dashboard] if head else [f"--address={address}"]
     for _ in range(3):
         done = node.run([*ray, "start", *where], env, timeout_s=120)
         if done.returncode == 0:

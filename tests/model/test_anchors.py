@@ -28,7 +28,9 @@ def test_rounded_and_fitted_anchors_equal_torchvision_s(size, ratios):
     features = maps(*size)
     generator = AnchorGenerator(tuple((int(side),) for side in sizes), (ratios,) * 5)
     theirs = generator(ImageList(torch.zeros(2, 3, *size), [size, size]), features)
-    ours = pyramid_anchors(all_cell_anchors(AnchorConfig(sizes, ratios, rounded=True)), features, STRIDES, fitted=True)
+    ours = pyramid_anchors(
+        all_cell_anchors(AnchorConfig(sizes, ratios, rounded=True), 5), features, STRIDES, fitted=True
+    )
     assert torch.equal(torch.cat(ours), theirs[0])
     assert [len(level) for level in ours] == [len(ratios) * f.shape[-2] * f.shape[-1] for f in features]
 
@@ -48,7 +50,7 @@ def test_a_cell_s_anchors_have_the_asked_area_and_ratio(size):
 def test_anchors_lie_on_the_cells_corners_in_the_order_y_x_anchor(size):
     config = AnchorConfig()
     features = maps(*size)
-    for level, anchors in enumerate(pyramid_anchors(all_cell_anchors(config), features, STRIDES)):
+    for level, anchors in enumerate(pyramid_anchors(all_cell_anchors(config, 5), features, STRIDES)):
         rows, columns = features[level].shape[-2:]
         cell = cell_anchors(config.sizes_px[level], config.ratios, rounded=False)
         wanted = [
@@ -71,4 +73,4 @@ def test_a_preset_decides_the_stride_of_p6(name, stride):
 
 def test_levels_and_sizes_must_be_as_many():
     with pytest.raises(ValueError, match="argument 2 is longer"):
-        pyramid_anchors(all_cell_anchors(AnchorConfig()), maps(64, 64)[:4], STRIDES)
+        pyramid_anchors(all_cell_anchors(AnchorConfig(), 5), maps(64, 64)[:4], STRIDES)

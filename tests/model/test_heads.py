@@ -8,10 +8,10 @@ from torchvision.ops import roi_align
 
 from model.boxes import encode
 from model.config import BoxHeadConfig, MaskHeadConfig, MaskTarget
-from model.heads.box import BoxHead, BoxTargets, box_losses, select_detections
-from model.heads.mask import MaskHead, mask_loss, select_class
+from model.heads.box import BoxHead, box_losses, select_detections
+from model.heads.mask import MaskHead, mask_loss, mask_probabilities
 from model.presets import torchvision_mask_rcnn_r50_fpn
-from model.structures import PackedMasks
+from model.structures import PackedMasks, SampledRoIs
 
 CLASSES = 5
 SIDE = 40
@@ -22,13 +22,20 @@ def boxes_in(generator, *shape, side=SIDE):
     return torch.cat([corner, corner + 4 + torch.rand(*shape, 2, generator=generator) * side * 0.3], dim=-1)
 
 
+def sampled(rois, labels, boxes, positive, valid, objects=None):
+    """RoIs of weight 1, none of them an object's own box."""
+    objects = torch.zeros_like(labels) if objects is None else objects
+    return SampledRoIs(rois, labels, boxes, positive, valid, objects, torch.zeros_like(positive), torch.ones(()))
+
+
 def box_case(positive, valid, seed=0):
     """Logits, deltas and targets of RoIs that are positive and valid as given [B, S]."""
     generator = torch.Generator().manual_seed(seed)
     positive, valid = torch.tensor(positive, dtype=torch.bool), torch.tensor(valid, dtype=torch.bool)
     shape = positive.shape
     labels = torch.where(positive, torch.randint(0, CLASSES, shape, generator=generator), CLASSES)
-    targets = BoxTargets(boxes_in(generator, *shape), labels, boxes_in(generator, *shape), positive, valid)
+    rois, objects = boxes_in(generator, *shape), boxes_in(generator, *shape)
+    targets = sampled(rois, labels, objects, positive, valid)
     logits = torch.randn(positive.numel(), CLASSES + 1, generator=generator).requires_grad_()
     deltas = torch.randn(positive.numel(), CLASSES, 4, generator=generator).requires_grad_()
     return logits, deltas, targets
@@ -44,8 +51,8 @@ def test_box_head_gives_a_score_more_than_classes_in_float32():
 def test_box_head_reads_channel_row_column_in_any_memory_order():
     head = BoxHead(3, 7, CLASSES, BoxHeadConfig(channels=8))
     crops = torch.randn(6, 3, 7, 7, generator=torch.Generator().manual_seed(0))
-    hidden = F.linear(torch.stack([crop.flatten() for crop in crops]), head.fc1.weight, head.fc1.bias).relu()
-    wanted = head.scores(F.linear(hidden, head.fc2.weight, head.fc2.bias).relu())
+    hidden = F.linear(torch.stack([crop.flatten() for crop in crops]), head.fcs[0].weight, head.fcs[0].bias).relu()
+    wanted = head.scores(F.linear(hidden, head.fcs[1].weight, head.fcs[1].bias).relu())
     torch.testing.assert_close(head(crops.contiguous(memory_format=torch.channels_last))[0], wanted)
 
 
@@ -123,7 +130,7 @@ def test_detections_equal_torchvision_s(max_detections):
     sizes = torch.tensor([[150, 200], [90, 60], [200, 200]])
     logits = torch.randn(pictures * count, CLASSES + 1, generator=generator) * 3
     deltas = torch.randn(pictures * count, CLASSES, 4, generator=generator)
-    found = select_detections(logits, deltas, rois, roi_valid, sizes, config)
+    found = select_detections(logits.softmax(dim=1), deltas, rois, roi_valid, sizes, config)
     slots = min(max_detections, count * CLASSES)
     assert found.boxes.shape == (pictures, slots, 4)
     theirs = peers_detections(logits, deltas, rois, roi_valid, sizes, config)
@@ -143,7 +150,12 @@ def test_proposals_that_are_padding_or_low_are_not_detected():
     rois = torch.tensor([[[0.0, 0.0, 8.0, 8.0], [20.0, 20.0, 28.0, 28.0], [0.0, 20.0, 8.0, 28.0]]])
     config = BoxHeadConfig(max_detections=4)
     found = select_detections(
-        logits, torch.zeros(3, 2, 4), rois, torch.tensor([[False, True, True]]), torch.tensor([[32, 32]]), config
+        logits.softmax(dim=1),
+        torch.zeros(3, 2, 4),
+        rois,
+        torch.tensor([[False, True, True]]),
+        torch.tensor([[32, 32]]),
+        config,
     )
     assert found.valid.tolist() == [[True, False, False, False]]
     assert found.labels[0, 0].item() == 1
@@ -183,12 +195,17 @@ def mask_case(seed=0):
     return whole, packed, rois, objects, labels, logits
 
 
+def loss_of(logits, rois, objects, labels, positive, packed, config=MaskHeadConfig()):  # noqa: B008 - frozen
+    """The mask loss of RoIs that are background where not positive."""
+    labels = torch.where(positive, labels, CLASSES)
+    targets = sampled(rois, labels, torch.zeros_like(rois), positive, torch.ones_like(positive), objects)
+    return mask_loss(logits, targets, packed, config)
+
+
 @pytest.mark.parametrize("target", MaskTarget)
 def test_mask_loss_equals_cross_entropy_with_pooled_full_masks(target):
     whole, packed, rois, objects, labels, logits = mask_case()
     positive = torch.tensor([[True, True, True, False], [True, False, False, False]])
-    labels = torch.where(positive, labels, CLASSES)  # background where not positive
-    config = MaskHeadConfig(target=target)
     terms = []
     for b, r in positive.nonzero().tolist():
         mask = whole[b, objects[b, r]].float()[None, None]
@@ -197,21 +214,21 @@ def test_mask_loss_equals_cross_entropy_with_pooled_full_masks(target):
         if target is MaskTarget.BINARY:
             wanted = (wanted >= 0.5).float()
         terms.append(F.binary_cross_entropy_with_logits(logits[4 * b + r, labels[b, r]], wanted))
-    found = mask_loss(logits, rois, objects, labels, positive, packed, config)
+    found = loss_of(logits, rois, objects, labels, positive, packed, MaskHeadConfig(target=target))
     torch.testing.assert_close(found, torch.stack(terms).mean())
 
 
 def test_only_the_own_class_s_mask_learns():
     _, packed, rois, objects, labels, logits = mask_case()
     positive = torch.tensor([[True, False, False, False], [False, True, False, False]])
-    mask_loss(logits, rois, objects, labels, positive, packed, MaskHeadConfig()).backward()
+    loss_of(logits, rois, objects, labels, positive, packed).backward()
     learns = logits.grad.abs().sum(dim=(2, 3)) > 0
     assert learns.nonzero().tolist() == [[0, int(labels[0, 0])], [5, int(labels[1, 1])]]
 
 
 def test_without_positives_the_mask_loss_is_zero_and_keeps_its_gradient():
     _, packed, rois, objects, labels, logits = mask_case()
-    loss = mask_loss(logits, rois, objects, labels, torch.zeros(2, 4, dtype=torch.bool), packed, MaskHeadConfig())
+    loss = loss_of(logits, rois, objects, labels, torch.zeros(2, 4, dtype=torch.bool), packed)
     loss.backward()
     assert loss.item() == 0
     assert logits.grad is not None
@@ -225,12 +242,11 @@ def test_an_object_of_unknown_mask_is_left_out():
     unknown.offsets[0, objects[0, 0]] = -1
     without = positive & ~((objects == objects[0, 0]) & torch.tensor([[True], [False]]))
     assert 0 < without.sum() < positive.sum()
-    config = MaskHeadConfig()
-    found = mask_loss(logits, rois, objects, labels, positive, unknown, config)
-    torch.testing.assert_close(found, mask_loss(logits, rois, objects, labels, without, packed, config))
-    assert found != mask_loss(logits, rois, objects, labels, positive, packed, config)
+    found = loss_of(logits, rois, objects, labels, positive, unknown)
+    torch.testing.assert_close(found, loss_of(logits, rois, objects, labels, without, packed))
+    assert found != loss_of(logits, rois, objects, labels, positive, packed)
     all_unknown = packed._replace(offsets=torch.full_like(packed.offsets, -1))
-    nothing = mask_loss(logits, rois, objects, labels, positive, all_unknown, config)
+    nothing = loss_of(logits, rois, objects, labels, positive, all_unknown)
     nothing.backward()
     assert nothing.item() == 0
     assert not logits.grad.any()
@@ -243,10 +259,10 @@ def test_mask_head_doubles_the_side(num_convs):
     assert head(torch.zeros(3, 6, 14, 14)).shape == (3, CLASSES, 28, 28)
 
 
-def test_select_class_takes_each_roi_s_own():
-    logits = torch.arange(4 * CLASSES * 4).view(4, CLASSES, 2, 2).to(torch.bfloat16)
+def test_probabilities_are_those_of_each_roi_s_own_class():
+    logits = (torch.arange(4 * CLASSES * 4).view(4, CLASSES, 2, 2) / 10 - 4).to(torch.bfloat16)
     labels = torch.tensor([3, 0, 4, 3])
-    chosen = select_class(logits, labels)
+    chosen = mask_probabilities(logits, labels, MaskHeadConfig())
     assert chosen.dtype == torch.float32
     for r, label in enumerate(labels.tolist()):
-        assert torch.equal(chosen[r], logits[r, label].float())
+        assert torch.equal(chosen[r], logits[r, label].float().sigmoid())

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
-from model.config import PictureConfig, ResizeRounding
+from model.config import PictureConfig, ResizeKernel, ResizeRounding
 from model.picture import pad, padded_hw, resize, resized_hw, tight_hw
 
 FLOOR = PictureConfig(rounding=ResizeRounding.FLOOR)
@@ -80,14 +80,14 @@ def test_resized_pixels_equal_torchvision_s(size, dtype):
     config = PictureConfig(128, 192, rounding=ResizeRounding.FLOOR)
     picture = torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     wanted, _ = peer(config).eval().resize(picture.float(), None)
-    found = resize(picture.to(dtype), resized_hw(*size, 128, config))
+    found = resize(picture.to(dtype), resized_hw(*size, 128, config), config.kernel)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, wanted, rtol=0, atol=1e-4)
 
 
 def test_a_picture_of_the_right_size_keeps_its_values():
     picture = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(resize(picture, (20, 30)), picture.float())
+    assert torch.equal(resize(picture, (20, 30), ResizeKernel.FLOAT_BILINEAR), picture.float())
 
 
 def fits(sizes, frame):

@@ -7,8 +7,9 @@ from torchvision.models import resnet18, resnet50
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.backbones.resnet import FrozenBatchNorm, ResNet
+from model.backbones.resnet import ResNet
 from model.config import BackboneConfig, Norm, StrideIn
+from model.norms import FixedBatchNorm, FrozenBatchNorm, MaskedBatchNorm
 
 DEPTHS = (18, 34, 50, 101)
 
@@ -138,8 +139,9 @@ def test_frozen_batch_norm_is_batch_norm_in_evaluation(dtype):
     ("norm", "kind"),
     [
         (Norm.FROZEN, FrozenBatchNorm),
-        (Norm.BATCH, nn.BatchNorm2d),
-        (Norm.SYNC, nn.SyncBatchNorm),
+        (Norm.FIXED, FixedBatchNorm),
+        (Norm.BATCH, MaskedBatchNorm),
+        (Norm.SYNC, MaskedBatchNorm),
         (Norm.GROUP, nn.GroupNorm),
     ],
 )
@@ -149,6 +151,7 @@ def test_every_convolution_is_followed_by_the_configured_norm(norm, kind):
     norms = [module for module in net.modules() if type(module) is kind]
     assert len(norms) == len(convs) == 20
     assert {module.eps for module in norms} == {3e-4}
+    assert all(module.sync == (norm is Norm.SYNC) for module in norms if kind is MaskedBatchNorm)
     assert not any(conv.bias is not None for conv in convs)
 
 

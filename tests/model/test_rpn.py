@@ -43,7 +43,7 @@ def test_predictions_are_flattened_in_the_order_of_the_anchors():
     maps = features()
     output = rpn(maps)
     for level, map_ in enumerate(maps):
-        hidden = rpn.head.conv(map_).relu()
+        hidden = rpn.head.convs[0](map_).relu()
         scores, deltas = rpn.head.objectness(hidden), rpn.head.deltas(hidden)
         rows, columns = map_.shape[-2:]
         index = 0
@@ -159,10 +159,10 @@ def test_reassign_best_decides_what_an_object_s_best_anchor_learns(reassign):
     wanted_of_a = SMALL if reassign else LARGE
     deltas = encode(torch.tensor([wanted_of_a, LARGE, LARGE]), anchors, ONES)[None]
     objects = targets([[LARGE, SMALL]], [[True, True]])
-    right = rpn.losses(RpnOutput([torch.zeros(1, 3)], [deltas], [anchors]), objects)
+    right = rpn.losses(RpnOutput([torch.zeros(1, 3)], [deltas], [anchors]), objects, SIZES[:1])
     assert right["rpn_box"].item() == pytest.approx(0, abs=1e-6)
     wrong_deltas = encode(torch.tensor([LARGE if reassign else SMALL, LARGE, LARGE]), anchors, ONES)[None]
-    wrong = rpn.losses(RpnOutput([torch.zeros(1, 3)], [wrong_deltas], [anchors]), objects)
+    wrong = rpn.losses(RpnOutput([torch.zeros(1, 3)], [wrong_deltas], [anchors]), objects, SIZES[:1])
     assert wrong["rpn_box"].item() > 0.1
 
 
@@ -194,7 +194,7 @@ def test_losses_equal_the_loop_where_all_anchors_are_sampled(min_best_iou):
             if positive:
                 difference = (deltas[b, n] - encode(real[row.argmax()], anchors[n], ONES)).abs()
                 box += torch.where(difference < 1 / 9, 4.5 * difference**2, difference - 1 / 18).sum().item()
-    found = rpn.losses(output, objects)
+    found = rpn.losses(output, objects, SIZES)
     assert found["rpn_cls"].item() == pytest.approx(classes / count, rel=1e-4)
     assert found["rpn_box"].item() == pytest.approx(box / count, rel=1e-4)
     assert box > 0
@@ -202,7 +202,7 @@ def test_losses_equal_the_loop_where_all_anchors_are_sampled(min_best_iou):
 
 def test_without_objects_the_box_loss_is_zero_and_keeps_its_gradient():
     rpn = build()
-    losses = rpn.losses(rpn(features()), targets([[[0.0] * 4]] * 3, [[False]] * 3))
+    losses = rpn.losses(rpn(features()), targets([[[0.0] * 4]] * 3, [[False]] * 3), SIZES)
     sum(losses.values()).backward()
     assert losses["rpn_box"].item() == 0
     assert losses["rpn_cls"].item() == pytest.approx(0.693, abs=0.05)
@@ -215,7 +215,7 @@ def test_a_picture_counts_as_many_anchors_as_asked_for():
     output = random_output(rpn)
     zero = RpnOutput([torch.zeros_like(level).requires_grad_() for level in output.logits], *output[1:])
     objects = targets([[[4.0, 4.0, 20.0, 21.0]]] * 3, [[True], [True], [False]])
-    rpn.losses(zero, objects)["rpn_cls"].backward()
+    rpn.losses(zero, objects, SIZES)["rpn_cls"].backward()
     used = torch.cat([level.grad for level in zero.logits], dim=1)
     assert (used != 0).sum(dim=1).tolist() == [16, 16, 16]
     assert ((used < 0).sum(dim=1) <= 8).all()

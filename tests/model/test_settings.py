@@ -10,9 +10,9 @@ import pytest
 import torch
 from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-from model.backbones.resnet import FrozenBatchNorm
 from model.build import build_detector
 from model.config import DetectorConfig, LevelRule, Norm, RpnConfig
+from model.norms import FrozenBatchNorm
 from model.presets import DETECTORS
 from model.settings import from_dict, override, to_dict
 from pipelines.config import TrainConfig
@@ -38,6 +38,13 @@ def leaves(config, prefix=""):
 SPECIAL = {
     "backbone.depth": lambda value: 34 if value != 34 else 18,
     "backbone.frozen_stages": lambda value: 5 - value,
+    "backbone.deformable_stages": lambda value: [4, 5],
+    "backbone.norm": lambda value: "group" if value is not Norm.GROUP else "batch",
+    "res5_stride": lambda value: 3 - value,
+    "keypoint.flip_pairs": lambda value: [[0, 1]],
+    "keypoint.num_keypoints": lambda value: value + 1,
+    "semantic.ignore_label": lambda value: 0 if value else 255,
+    "cascade.delta_weights": lambda value: [[2 * factor for factor in stage] for stage in value],
     "picture.short_edge_px": lambda value: value - 1,
     "train": lambda value: ["a", "b"],
     "execution.workers": lambda value: 2,
@@ -45,7 +52,13 @@ SPECIAL = {
     "anchors.sizes_px": lambda value: [size + 1 for size in value],
     "optim.milestones": lambda value: [*value, 10**9],
     "augment.short_edges_px": lambda value: [10, 20],
+    "augment.long_edges_px": lambda value: [3000, 4000],
+    "augment.jitter": lambda value: [0.1, 2.0],
+    "ratio": lambda value: [2, 1],
 }
+
+# Fields that can be set only where another is set first.
+NEEDS = {"ratio": ("train", ["a", "b"]), "augment.jitter": ("augment.crop_px", 64)}
 
 CHANGES = {  # bool before int: it is one
     bool: lambda value: not value,
@@ -99,10 +112,8 @@ def assert_settable(config, path, value):
 def test_each_field_can_be_set_by_its_dotted_name(make):
     config = make()
     for path, value in leaves(config):
-        if path == "ratio":  # needs as many training sets
-            assert_settable(override(config, "train", ["a", "b"]), path, [2, 1])
-        else:
-            assert_settable(config, path, changed(path, value))
+        ready = override(config, *NEEDS[path]) if path in NEEDS else config
+        assert_settable(ready, path, changed(path, value))
 
 
 @pytest.mark.parametrize("make", CONFIGS.values(), ids=CONFIGS)
@@ -153,7 +164,7 @@ def test_a_path_that_goes_on_below_a_plain_value_is_refused(path):
         pytest.param("rpn", 3, r"DetectorConfig.rpn is RpnConfig, got 3", id="number-for-config"),
         pytest.param("rpn", DetectorConfig(), r"DetectorConfig.rpn is RpnConfig", id="another-config"),
         pytest.param("rpn", {"samples": "x"}, r"DetectorConfig.rpn.samples is int, got 'x'", id="nested"),
-        pytest.param("backbone.norm", "frosted", r"norm is one of \['frozen', .*\], got 'frosted'", id="enum-text"),
+        pytest.param("backbone.norm", "frosted", r"norm is one of \['none', .*\], got 'frosted'", id="enum-text"),
         pytest.param("backbone.norm", LevelRule.TORCHVISION, "norm is one of", id="another-enum"),
     ],
 )
@@ -173,7 +184,16 @@ OUT_OF_RANGE = {
     "backbone.stem_channels": 0,
     "backbone.norm_eps": -1e-5,
     "backbone.frozen_stages": 6,
-    "anchors.sizes_px": (1.0, 2.0),
+    "anchors.sizes_px": (1.0, -2.0),
+    "res5_stride": 3,
+    "box.num_fcs": -1,
+    "cascade.ious": (0.5, 0.6, 1.7),
+    "cascade.feature_gradient": -1.0,
+    "keypoint.num_keypoints": 0,
+    "keypoint.flip_pairs": ((1, 1),),
+    "semantic.fusion_level": 5,
+    "backbone.deformable_stages": (2,),
+    "pooler.keypoint_size": 0,
     "anchors.ratios": (),
     "rpn.positive_iou": 0.2,
     "rpn.min_best_iou": 1.5,

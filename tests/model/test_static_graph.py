@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from model.detector import LOSS_NAMES
+from model.config import DetectorConfig
+from model.detector import loss_names
 from tests.model.tiny_batch import on_device, tiny_batch, tiny_detector
 
 BACKENDS = ["aot_eager", pytest.param("inductor", marks=pytest.mark.soak)]  # minutes of C++ compiler
@@ -42,7 +43,7 @@ def step(losses_of, detector, batch):
 
 
 def assert_same_step(found, wanted):
-    for name in LOSS_NAMES:
+    for name in loss_names(DetectorConfig()):
         torch.testing.assert_close(found[0][name], wanted[0][name], rtol=1e-4, atol=1e-6, msg=name)
     assert found[1].keys() == wanted[1].keys()
     for name, gradient in wanted[1].items():
@@ -71,7 +72,7 @@ def test_the_compiled_prediction_equals_eager_and_is_compiled_once(backend):
             found = compiled(images)
         wanted = detector.predict(images)
         assert wanted.valid.any()
-        for one, other in zip(found, wanted, strict=True):
+        for one, other in zip(found[:-1], wanted[:-1], strict=True):  # no heat maps
             torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
 
 
@@ -130,5 +131,5 @@ def test_a_step_on_a_gpu_equals_the_cpu_s():
     detector = tiny_detector()
     on_cpu = step(detector.losses, detector, tiny_batch(0))
     losses, _ = step(detector.cuda().losses, detector, on_device(tiny_batch(0), "cuda"))
-    for name in LOSS_NAMES:
+    for name in loss_names(DetectorConfig()):
         torch.testing.assert_close(losses[name].cpu(), on_cpu[0][name], rtol=1e-2, atol=1e-3, msg=name)

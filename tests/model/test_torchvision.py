@@ -5,8 +5,9 @@ import pytest
 import torch
 from pycocotools import mask as coco_mask
 
+from model.config import DetectorConfig
 from model.convert import from_torchvision
-from model.detector import LOSS_NAMES
+from model.detector import loss_names
 from model.ops.masks import mask_rle
 from model.picture import pad, resize, resized_hw, tight_hw
 from model.structures import PackedMasks, Targets
@@ -24,7 +25,9 @@ def predict_ours(detector, picture):
     """Boxes, scores, labels and binary masks [D, H, W] in original pixels."""
     height, width = picture.shape[-2:]
     size = resized_hw(height, width, detector.config.picture.short_edge_px, detector.config.picture)
-    images = pad([resize(picture * 255, size)], tight_hw([size], detector.config.picture))
+    images = pad(
+        [resize(picture * 255, size, detector.config.picture.kernel)], tight_hw([size], detector.config.picture)
+    )
     found = detector.eval().predict(images)
     count = int(found.valid[0].sum())
     scale = torch.tensor([width / size[1], height / size[0]] * 2)
@@ -125,8 +128,8 @@ def test_losses_and_gradients_equal_torchvision(with_objects):
     images = pad([picture * 255 for picture in pictures], tight_hw([(height, width)] * 2, ours.config.picture))
     losses = ours.losses(images, pack(objects, height, width))
     peers_names = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
-    names = dict(zip(LOSS_NAMES, peers_names, strict=True))
-    for name in LOSS_NAMES:
+    names = dict(zip(loss_names(DetectorConfig()), peers_names, strict=True))
+    for name in loss_names(DetectorConfig()):
         torch.testing.assert_close(losses[name], theirs[names[name]], rtol=1e-4, atol=1e-6, msg=name)
     sum(theirs.values()).backward()
     sum(losses.values()).backward()

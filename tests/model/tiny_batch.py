@@ -64,5 +64,5 @@ def on_device(batch, device):
     """The same batch elsewhere."""
     images, targets = batch
     masks = PackedMasks(*(part.to(device) for part in targets.masks))
-    parts = [part if part is targets.masks else part.to(device) for part in targets]
+    parts = [part.to(device) if isinstance(part, torch.Tensor) else part for part in targets]
     return Images(*(part.to(device) for part in images)), Targets(*parts)._replace(masks=masks)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, demo, distill, evaluate, inspect, predict, prepare, train
+from pipelines import cli, demo, distill, evaluate, inspect, predict, prepare, prepare_config, train
 from pipelines.coco_metrics import STAT_NAMES, Metrics
 from pipelines.config import Precision
 from pipelines.optim import Algorithm
@@ -92,7 +92,7 @@ def test_each_command_explains_itself(form, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "choices"), [("prepare", ["coco", "images"]), ("train", list(PRESETS)), ("list", ["presets"])]
+    ("command", "choices"), [("prepare", ["coco", "images"]), ("train", ["list presets"]), ("list", ["presets"])]
 )
 def test_commands_of_two_words_list_the_second(command, choices, capsys):
     code, out, err = ends(f"{command} --help", capsys)
@@ -104,10 +104,11 @@ def test_commands_of_two_words_list_the_second(command, choices, capsys):
     ("words", "message"),
     [
         ("fly", f"needs a command, got 'fly': one of {', '.join(cli.COMMANDS)}"),
-        ("train", "train needs a preset, got none: one of small_mask_rcnn_r18_fpn, .*"),
-        ("train resnet", "train needs a preset, got 'resnet': one of .*"),
-        ("prepare lvis", "prepare needs a source, got 'lvis': one of coco, images"),
-        ("list dogs", "list needs a kind, got 'dogs': one of presets, datasets"),
+        ("train", rf"train needs a preset, got none: one of the {len(PRESETS)} that `maskray list presets` shows"),
+        ("train resnet", rf"unknown preset 'resnet': .*`maskray list presets` shows all {len(PRESETS)}"),
+        ("list presets dog", f"no preset has 'dog': use fewer words, or none to list all {len(PRESETS)}"),
+        ("prepare lvis", "prepare needs a source, got 'lvis': one of coco, cityscapes, nuimages, images"),
+        ("list dogs", "list needs a kind, got 'dogs': one of presets, datasets, sweeps"),
         ("evaluate --annotations a --results b", "there is no file a: give a COCO json file"),
         ("inspect none", ".*none is no data set: it has no manifest.json; run `maskray prepare` .*"),
         ("predict --checkpoint a --data b --out c", ".*b is no data set.*"),
@@ -211,10 +212,10 @@ def test_options_reach_the_config(asked):
     )
     assert config == predict.PredictConfig("a", "b", "c", 3, 2, 4, True, "auto")
     config = asked("prepare coco --images i --annotations a --out o --rows-per-shard 9 --max-rejected 0.5 --no-shuffle")
-    assert config == prepare.PrepareCoco(
+    assert config == prepare_config.PrepareCoco(
         images="i", annotations="a", out="o", rows_per_shard=9, max_rejected=0.5, shuffle=False
     )
-    assert asked("prepare images --images i --out o --num-cpus 2") == prepare.PrepareImages(
+    assert asked("prepare images --images i --out o --num-cpus 2") == prepare_config.PrepareImages(
         images="i", out="o", num_cpus=2
     )
     assert asked("inspect d --verify --gallery g.html") == inspect.InspectConfig("d", verify=True, gallery="g.html")
@@ -246,12 +247,26 @@ def test_training_options_change_one_field_each(asked):
 
 def test_presets_are_listed(capsys):
     code, out, _ = ends("list presets", capsys)
-    lines = out.splitlines()
+    head, *lines = out.split("\n\n")[0].splitlines()
     assert code == 0
-    assert len(lines) == 1 + len(PRESETS)
-    assert all(line.split()[0] == name for line, name in zip(lines[1:], PRESETS, strict=True))
-    assert "ResNet-18" in out
+    assert head.split()[0] == "preset"
+    assert all(line.split()[0] == name for line, name in zip(lines, PRESETS, strict=True))
+    assert "maskray measured none of it" in out
     assert ends("list datasets", capsys)[1].split()[1:2] == ["coco"]
+
+
+def test_presets_are_listed_by_words_with_what_is_odd_about_them(capsys):
+    code, out, _ = ends("list presets cascade nuimages 20e", capsys)
+    table, noted, _ = out.split("\n\n")
+    assert (code, len(table.splitlines())) == (0, 3)
+    assert noted.startswith("nuimages_cascade_mask_rcnn_r50_fpn_coco_20e: the same figures")
+    assert "\n\n\n" not in ends("list presets mmdet_htc_r50", capsys)[1]
+
+
+def test_presets_are_listed_as_json(capsys):
+    code, out, _ = ends("list presets htc --json", capsys)
+    assert code == 0
+    assert all("htc" in run["name"] for run in json.loads(out))
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])

@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
-from pipelines.coco_metrics import STAT_NAMES, GroundTruth, evaluate
+from pipelines.coco_metrics import STAT_NAMES, evaluate, evaluate_keypoints
+from pipelines.coco_rows import GroundTruth
 from pipelines.outlines import to_run_lengths
 from pipelines.shapes import ShapesConfig, generate
+from tests.pipelines import real_data
 
 # COCOeval adds a float spacing to the divisor, so its best precision is a hair under 1.
 PERFECT = pytest.approx(1.0, abs=1e-9)
@@ -244,3 +248,86 @@ def test_an_image_or_category_without_id_is_named(part):
     del truth[part][0]["id"]
     with pytest.raises(ValueError, match="wanted id, height and width of images"):
         GroundTruth.from_coco(truth)
+
+
+def perturbed_persons(content, seed):
+    """Truth as results: shifted points, some persons missing, some twice, some where there is nobody."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for row in content["annotations"]:
+        points = np.array(row["keypoints"], float).reshape(-1, 3)
+        if row["iscrowd"] or not points[:, 2].any():
+            x, y, w, h = row["bbox"]
+            points[:, 0], points[:, 1] = rng.uniform(x, x + w, 17), rng.uniform(y, y + h, 17)
+        for _ in range(rng.integers(0, 3)):
+            moved = points + rng.normal(0, rng.choice([1, 5, 20]), points.shape) * [1, 1, 0]
+            row_id = {"image_id": row["image_id"], "category_id": 1}
+            rows.append({**row_id, "score": float(rng.random()), "keypoints": moved.ravel().tolist()})
+    return rows
+
+
+@pytest.mark.parametrize("split", ["train2017", "val2017"])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_keypoints_score_as_pycocotools_has_them(split, seed):
+    content = json.loads((real_data.test_data() / f"coco/annotations/person_keypoints_{split}.json").read_text())
+    assert any(row["iscrowd"] for row in content["annotations"]) or split == "val2017"
+    assert any(not any(row["keypoints"][2::3]) for row in content["annotations"])
+    results = perturbed_persons(content, seed)
+    before = copy.deepcopy((content, results))
+    found = evaluate_keypoints(content, results)
+    assert (content, results) == before
+    theirs = COCO()
+    theirs.dataset = copy.deepcopy(content)
+    theirs.createIndex()
+    run = COCOeval(theirs, theirs.loadRes(copy.deepcopy(results)), "keypoints")
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    np.testing.assert_allclose(list(found.numbers().values()), run.stats, rtol=0, atol=1e-6)
+    assert 0.1 < found.AP < 0.9
+    assert found.per_class == {"person": pytest.approx(found.AP)}
+
+
+@pytest.mark.parametrize("points", [None, [1.0] * 50, ["x"] * 51, [float("nan")] * 51, "text", [1.0] * 54])
+def test_keypoints_that_are_none_are_told(points):
+    content = {**truth(), "annotations": []}
+    row = {"image_id": 10, "category_id": 3, "score": 0.5, "keypoints": points}
+    with pytest.raises(ValueError, match=r"results\[0\]: keypoints are .*, wanted 51 finite numbers x, y, v"):
+        evaluate_keypoints(content, [row])
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_generated_pictures_score_as_pycocotools_has_them(kind, tmp_path):
+    """Many classes, ties of scores and crowds: where the fast form might go another way."""
+    rng = np.random.default_rng(0)
+    content = truth()
+    content["categories"] = [{"id": k, "name": f"c{k}"} for k in range(1, 9)]
+    content["images"] = [{"id": k, "height": 40, "width": 50} for k in range(60)]
+    content["annotations"], results = [], []
+    for image in range(60):
+        for _ in range(rng.integers(0, 6)):
+            y, x, side, label = *rng.integers(0, 25, 2), rng.integers(3, 15), int(rng.integers(1, 9))
+            box = [int(x), int(y), int(side), int(side)]
+            row = {"image_id": image, "category_id": label, "bbox": box, "segmentation": compressed(square(y, x, side))}
+            content["annotations"].append({**row, "id": len(content["annotations"]), "area": int(side * side),
+                                           "iscrowd": int(rng.random() < 0.1)})  # fmt: skip
+            for _ in range(rng.integers(0, 3)):
+                dy, dx = np.clip(np.array([y, x]) + rng.integers(-2, 3, 2), 0, 25)
+                moved = {
+                    "bbox": [int(dx), int(dy), int(side), int(side)],
+                    "segmentation": compressed(square(dy, dx, side)),
+                }
+                results.append({**row, **moved, "score": float(rng.integers(1, 5)) / 4})
+    theirs = COCO()
+    theirs.dataset = copy.deepcopy(content)
+    theirs.createIndex()
+    # COCOeval takes a match with the annotation of id 0 for no match; ours is free of that.
+    for row in theirs.dataset["annotations"]:
+        row["id"] += 1
+    theirs.createIndex()
+    listed = [{k: v for k, v in row.items() if kind == "bbox" or k != "bbox"} for row in copy.deepcopy(results)]
+    run = COCOeval(theirs, theirs.loadRes(listed), kind)
+    run.evaluate()
+    run.accumulate()
+    run.summarize()
+    np.testing.assert_allclose(list(evaluate(content, results, kind).numbers().values()), run.stats, rtol=0, atol=1e-6)

@@ -134,11 +134,11 @@ TRUTH = {
         (json.dumps(TRUTH), None, r"there is no file .*results\.json"),
         (json.dumps(TRUTH), "{}", r"results\.json is not a list of COCO results"),
         (json.dumps(TRUTH), "[3]", r"results\.json is not a list of COCO results"),
-        (json.dumps(TRUTH), '[{"image_id": 1}]', "has rows without bbox and without segmentation"),
+        (json.dumps(TRUTH), '[{"image_id": 1}]', "has rows without bbox, segmentation and keypoints"),
         (
             json.dumps(TRUTH),
             '[{"image_id": 1, "bbox": [0, 0, 1, 1]}, {"image_id": 1, "segmentation": {}}]',
-            "has rows without bbox and without segmentation",
+            "has rows without bbox, segmentation and keypoints",
         ),
         ("{}", "[]", "the ground truth has no list 'images'"),
     ],

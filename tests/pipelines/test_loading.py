@@ -11,9 +11,11 @@ from torch.utils import _pytree as pytree
 from model.config import PictureConfig
 from model.picture import padded_hw, resized_hw
 from pipelines import masks
+from pipelines.geometry import AugmentConfig
 from pipelines.loading import Source, TrainBatches, aspect_groups, collate, stream
-from pipelines.transforms import AugmentConfig, MaskCrop, Sample, transform
+from pipelines.transforms import MaskCrop, Sample, Wanted, transform
 from tests.pipelines import tiny_run, tiny_shards
+from tests.pipelines.tiny_pictures import grey_png
 from tests.pipelines.tiny_shards import record, thing
 
 PICTURE = tiny_run.detector_config().picture
@@ -37,8 +39,8 @@ def batches(data, extra=None, rank=0, world=1, seed=3, share=4, augment=None, wi
 
 
 def assert_same(one, other):
-    left, right = pytree.tree_leaves(one), pytree.tree_leaves(other)
-    assert len(left) == len(right) == 10
+    left, right = ([leaf for leaf in pytree.tree_leaves(tree) if leaf is not None] for tree in (one, other))
+    assert len(left) == len(right) >= 10
     for a, b in zip(left, right, strict=True):
         assert a.dtype == b.dtype
         assert torch.equal(a, b)
@@ -215,3 +217,45 @@ def test_the_detectors_own_short_edge_is_the_default(data):
     narrow = dataclasses.replace(PICTURE, short_edge_px=32, long_edge_px=64)
     batch = TrainBatches([Source(data, 4)], narrow, AugmentConfig(), 0)[0]
     assert batch.images.sizes_hw.min() == 32
+
+
+def test_a_batch_holds_what_is_wanted_and_no_more(tmp_path):
+    points = np.array([[5, 6, 2], [7, 8, 1]], np.float32)
+    values = np.full((48, 64), 7, np.uint8)
+    rows = [
+        record(0, [thing(0, (4, 6, 30, 28), 1, keypoints=points, loss_weight=0.5)], semantic=grey_png(values)),
+        record(1, [thing(1, (4, 6, 30, 28)), thing(2, (2, 2, 40, 40), crowd=True)]),
+    ]
+    made = tiny_shards.write_dataset(tmp_path, [rows], semantic_classes=32)
+    picture, same = PictureConfig(short_edge_px=48, long_edge_px=64), AugmentConfig(flip=0.0)
+    plain = TrainBatches([Source(made, 2)], picture, same, 0)[0]
+    assert plain.targets[5:] == (None, None, None, None)
+    wanted = Wanted(keypoints=3, semantic=32, ignore=True, weights=True)
+    batch = TrainBatches([Source(made, 2)], picture, same, 0, wanted=wanted)[0]
+    first = batch.image_ids.tolist().index(0)
+    _, _, valid, _, _, keypoints, semantic, ignore, weights = batch.targets
+    assert valid.sum(1).tolist() == [1, 1]
+    assert (keypoints.shape, keypoints.dtype) == ((2, 8, 3, 3), torch.float32)
+    assert keypoints[first, 0].tolist() == [[5.5, 6.5, 2], [7.5, 8.5, 1], [0, 0, 0]]
+    assert not keypoints[1 - first].any()
+    assert (semantic.shape, semantic.dtype) == ((2, 64, 64), torch.uint8)
+    assert (semantic[first, :48].unique().tolist(), semantic[first, 48:].unique().tolist()) == ([7], [255])
+    assert semantic[1 - first].unique().tolist() == [255]
+    assert ignore.sum(1).tolist() == [first, 1 - first]
+    assert batch.targets.boxes[1 - first, 1].tolist() == [2, 2, 40, 40]
+    assert not (ignore & valid).any()
+    assert (weights[first, 0], weights[1 - first, 0], weights.sum()) == (0.5, 1.0, 1.5)
+
+
+def test_a_branch_without_labels_is_refused(data):
+    with pytest.raises(ValueError, match=r"learns 1 keypoints, the classes of .* have 2"):
+        TrainBatches([Source(data, 2)], PICTURE, AugmentConfig(), 0, wanted=Wanted(keypoints=1))
+    with pytest.raises(
+        ValueError, match=r"learns 32 semantic classes, the maps of .* have none: prepare the data with"
+    ):
+        TrainBatches([Source(data, 2)], PICTURE, AugmentConfig(), 0, wanted=Wanted(semantic=32))
+
+
+def test_large_scale_jitter_gives_one_padded_size(data):
+    jittered = TrainBatches([Source(data, 4)], PICTURE, AugmentConfig(jitter=(0.1, 2.0), crop_px=96), 0)
+    assert {tuple(jittered[step].images.pixels.shape) for step in range(8)} == {(4, 3, 96, 96)}

@@ -13,8 +13,8 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from model.config import Norm
-from model.detector import LOSS_NAMES
+from model.config import DetectorConfig, Norm
+from model.detector import loss_names
 from model.settings import override, to_dict
 from pipelines import checkpoints, commit, train_feed
 from pipelines.config import EvaluationConfig, Precision
@@ -77,7 +77,7 @@ def test_what_a_run_reports(whole):
     _, rows = whole
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
     for row in rows:
-        losses = [row[f"loss/{name}"] for name in LOSS_NAMES]
+        losses = [row[f"loss/{name}"] for name in loss_names(DetectorConfig())]
         assert all(np.isfinite(losses))
         assert row["loss/total"] == pytest.approx(sum(losses))
         assert row["epoch"] == pytest.approx(row["step"] * 4 / 9)
@@ -302,7 +302,7 @@ def test_the_seed_decides(data, whole, tmp_path):
     fit(tiny_run.job(config), CPU, lambda row: None)
     first = checkpoints.load_detector(checkpoints.load(f"{whole[0]}/checkpoints/step-00000002"))
     other = checkpoints.load_detector(checkpoints.load(str(tmp_path)))
-    assert not torch.equal(first.rpn.head.conv.weight, other.rpn.head.conv.weight)
+    assert not torch.equal(first.rpn.head.convs[0].weight, other.rpn.head.convs[0].weight)
 
 
 def test_training_starts_from_the_given_weights(data, whole, tmp_path):
@@ -337,7 +337,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(data, tmp_path):
     assert all(int(name[-8:]) < step for name in folders(tmp_path))
     written = json.loads((tmp_path / "skipped" / f"step-{step:08d}-worker-0.json").read_text())
     assert written["image_ids"] == train_feed.build_batches(config, CPU)[step - 1].image_ids.tolist()
-    assert set(written["losses"]) == set(LOSS_NAMES)
+    assert set(written["losses"]) == set(loss_names(DetectorConfig()))
 
 
 def test_weights_that_are_not_finite_are_not_saved(data, tmp_path):
@@ -435,7 +435,7 @@ def test_two_workers_are_one(of_two, tmp_path):
     rows = []
     fit(tiny_run.job(dataclasses.replace(config, out=str(tmp_path))), CPU, rows.append)
     for row, other in zip(left["rows"], rows, strict=True):
-        for name in LOSS_NAMES:
+        for name in loss_names(DetectorConfig()):
             assert row[f"loss/{name}"] == pytest.approx(other[f"loss/{name}"], rel=2e-3, abs=1e-5), (name, row["step"])
     for step in (2, 3):
         one, two = weights_at(tmp_path, step), weights_at(config.out, step)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from pipelines import masks
+from pipelines import masks, polygons
 from tests.oracles import run_lengths
 
 DATA = os.environ.get("MASKRAY_TEST_DATA")
@@ -152,13 +152,13 @@ def test_empty_runs_inside_are_merged():
 )
 def test_bad_polygons_say_what_is_wrong(rings, match):
     with pytest.raises(masks.MaskError, match=match):
-        masks.validate_polygons(rings, 20, 30)
+        polygons.validate_polygons(rings, 20, 30)
 
 
 def test_an_outline_that_would_take_gigabytes_is_refused():
     zigzag = [0.0, 0.0, 8000.0, 8000.0] * 3000
     with pytest.raises(masks.MaskError, match="steps of 1/5 px"):
-        masks.validate_polygons([zigzag], 8000, 8000)
+        polygons.validate_polygons([zigzag], 8000, 8000)
 
 
 def test_short_rings_are_left_out_and_polygons_equal_pycocotools():
@@ -169,7 +169,7 @@ def test_short_rings_are_left_out_and_polygons_equal_pycocotools():
             np.round(rng.uniform(-3, 62, 2 * int(rng.integers(3, 9))) % (2 * min(height, width)) - 2, 2).tolist()
             for _ in range(int(rng.integers(1, 4)))
         ]
-        kept = masks.validate_polygons([*rings, [1.0, 2.0]], height, width)
+        kept = polygons.validate_polygons([*rings, [1.0, 2.0]], height, width)
         assert [ring.tolist() for ring in kept] == rings
         theirs = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(rings, height, width)))
         np.testing.assert_array_equal(masks.rasterise(kept, height, width), theirs)
@@ -197,8 +197,26 @@ def test_every_real_mask_equals_pycocotools(split):
         theirs = coco_mask.frPyObjects(raw, height, width)
         theirs = coco_mask.decode(coco_mask.merge(theirs) if isinstance(theirs, list) else theirs)
         ours = (
-            masks.validate_polygons(raw, height, width)
+            polygons.validate_polygons(raw, height, width)
             if isinstance(raw, list)
             else masks.validate_rle(raw["counts"], height, width)
         )
         np.testing.assert_array_equal(masks.rasterise(ours, height, width), theirs)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_crop_of_polygons_is_that_of_the_whole_mask(seed):
+    """Rings inside, across every border and outside, with corners on and between pixels."""
+    rng = np.random.default_rng(seed)
+    for _ in range(150):
+        height, width = rng.integers(1, 60, 2).tolist()
+        rings = []
+        for _ in range(rng.integers(1, 4)):
+            centre, spread = rng.uniform(-0.3, 1.3, 2) * [width, height], rng.uniform(0.2, 40)
+            ring = centre + rng.normal(0, spread, (rng.integers(3, 9), 2))
+            rings.append((np.round(ring) if rng.random() < 0.4 else ring).ravel())
+        y0, x0, bits = masks.crop_polygons(rings, height, width)
+        wanted = masks.crop(masks.rasterise(rings, height, width))
+        assert (y0, x0) == wanted[:2]
+        np.testing.assert_array_equal(bits, wanted[2])
+        assert bits.flags.c_contiguous

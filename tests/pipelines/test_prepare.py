@@ -12,7 +12,7 @@ import pytest
 import ray
 from pycocotools import mask as coco_mask
 
-from pipelines import inspect, masks, prepare
+from pipelines import inspect, masks, prepare, prepare_config
 from pipelines.dataset import Dataset
 from pipelines.ray_session import ray_session
 from pipelines.rejections import Reason
@@ -33,7 +33,7 @@ def local_ray():
 
 def config(tmp_path, out="out", source=None, **options):
     images, file = tiny_coco.write(tmp_path, **(source or {}))
-    return prepare.PrepareCoco(
+    return prepare_config.PrepareCoco(
         images=images, annotations=file, out=str(tmp_path / out), **{"rows_per_shard": 3, **options}
     )
 
@@ -164,9 +164,9 @@ def files_of_shards(folder):
 
 KILLED = """
 import os, sys
-from pipelines import prepare
+from pipelines import prepare, prepare_config
 prepare.run(
-    prepare.PrepareCoco(
+    prepare_config.PrepareCoco(
         images=sys.argv[1], annotations=sys.argv[2], out=sys.argv[3], rows_per_shard=3, num_cpus=1
     ),
     on_progress=lambda progress: os.kill(os.getpid(), 9),
@@ -196,15 +196,15 @@ def test_a_killed_driver_goes_on_by_the_same_command(tmp_path):
 )
 def test_options_out_of_range(options, match):
     with pytest.raises(ValueError, match=match):
-        prepare.PrepareImages(images="x", out="y", **options)
+        prepare_config.PrepareImages(images="x", out="y", **options)
 
 
 def test_sources_that_are_not_there(tmp_path):
     images, file = tiny_coco.write(tmp_path)
     with pytest.raises(ValueError, match="there is no folder"):
-        prepare.run(prepare.PrepareCoco(images=images + "x", annotations=file, out=str(tmp_path / "out")))
+        prepare.run(prepare_config.PrepareCoco(images=images + "x", annotations=file, out=str(tmp_path / "out")))
     with pytest.raises(ValueError, match="there is no annotation file"):
-        prepare.run(prepare.PrepareCoco(images=images, annotations=file + "x", out=str(tmp_path / "out")))
+        prepare.run(prepare_config.PrepareCoco(images=images, annotations=file + "x", out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
     empty = config(tmp_path, source={"images": [], "annotations": []})
     with pytest.raises(ValueError, match="lists no pictures"):
@@ -220,7 +220,7 @@ def test_an_output_that_cannot_be_written(tmp_path):
 
 def test_bare_pictures_are_unlabelled(tmp_path):
     images, _ = tiny_coco.write(tmp_path)
-    made = prepare.run(prepare.PrepareImages(images=images, out=str(tmp_path / "out")))
+    made = prepare.run(prepare_config.PrepareImages(images=images, out=str(tmp_path / "out")))
     assert (made.rows_written, made.labelled_images, made.classes) == (7, 0, ())
     assert not Dataset(str(tmp_path / "out")).labelled.any()
 
@@ -228,7 +228,7 @@ def test_bare_pictures_are_unlabelled(tmp_path):
 def test_file_uris_do_as_well(tmp_path):
     images, file = tiny_coco.write(tmp_path)
     uris = {"images": f"file://{images}", "annotations": f"file://{file}", "out": f"file://{tmp_path}/out"}
-    assert prepare.run(prepare.PrepareCoco(**uris)).rows_written == 7
+    assert prepare.run(prepare_config.PrepareCoco(**uris)).rows_written == 7
     assert len(Dataset(uris["out"])) == 7
 
 
@@ -239,7 +239,7 @@ def test_real_pictures_come_out_as_pycocotools_sees_them(tmp_path, split, counts
     file = root / f"annotations/instances_{split}2017.json"
     out = str(tmp_path / "out")
     made = prepare.run(
-        prepare.PrepareCoco(images=str(root / f"{split}2017"), annotations=str(file), out=out, rows_per_shard=10)
+        prepare_config.PrepareCoco(images=str(root / f"{split}2017"), annotations=str(file), out=out, rows_per_shard=10)
     )
     assert (made.rows_written, made.instances_kept, made.crowds) == counts
     body = json.loads(file.read_text())
@@ -268,7 +268,7 @@ def test_real_keypoints_are_kept(tmp_path):
     root = Path(DATA) / "coco"
     file = root / "annotations/person_keypoints_val2017.json"
     out = str(tmp_path / "out")
-    made = prepare.run(prepare.PrepareCoco(images=str(root / "val2017"), annotations=str(file), out=out))
+    made = prepare.run(prepare_config.PrepareCoco(images=str(root / "val2017"), annotations=str(file), out=out))
     assert made.instances_kept == 44
     assert len(made.classes[0].keypoints) == 17
     truth = {a["id"]: a for a in json.loads(file.read_text())["annotations"]}

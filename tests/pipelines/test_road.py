@@ -11,7 +11,7 @@ from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from model.settings import override
-from pipelines import checkpoints, distill, evaluate, predict, prepare, train
+from pipelines import checkpoints, distill, evaluate, predict, prepare, prepare_config, train
 from pipelines.coco_export import to_coco
 from pipelines.coco_metrics import evaluate as coco_metrics
 from pipelines.dataset import Dataset
@@ -44,14 +44,16 @@ def data(coco_folder, local_ray, tmp_path_factory):
     out = tmp_path_factory.mktemp("data")
     for split in ("train", "val"):
         prepare.run(
-            prepare.PrepareCoco(
+            prepare_config.PrepareCoco(
                 images=str(coco_folder / f"{split}2017"),
                 annotations=str(coco_folder / "annotations" / f"instances_{split}2017.json"),
                 out=str(out / split),
                 rows_per_shard=8,
             )
         )
-    prepare.run(prepare.PrepareImages(images=str(coco_folder / "val2017"), out=str(out / "pool"), rows_per_shard=8))
+    prepare.run(
+        prepare_config.PrepareImages(images=str(coco_folder / "val2017"), out=str(out / "pool"), rows_per_shard=8)
+    )
     return out
 
 
@@ -168,7 +170,7 @@ def test_too_few_cpus_is_one_clear_line(data, tmp_path):
 def test_a_detector_of_other_classes_is_refused(data, teacher, tmp_path):
     result, _ = teacher
     other = tmp_path / "other"
-    prepare.run(prepare.PrepareCoco(**_two_classes(tmp_path), out=str(other)))
+    prepare.run(prepare_config.PrepareCoco(**_two_classes(tmp_path), out=str(other)))
     with pytest.raises(evaluate.EvaluationError, match="use a checkpoint trained on these classes"):
         evaluate.run(evaluate.EvaluateConfig(checkpoint=result.checkpoint, data=str(other), out=str(tmp_path / "e")))
     config = dataclasses.replace(small_run(data, tmp_path / "r", 4), train=(str(other),), init=result.checkpoint)

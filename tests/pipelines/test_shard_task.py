@@ -25,7 +25,7 @@ def test_a_shard_is_made_once_and_found_afterwards(tmp_path):
     made = shard_task.make_shard(task, 0)
     assert (made.info.rows, made.info.instances, made.was_there) == (4, 4, False)
     found = shard_task.make_shard(task, 0)
-    assert found == shard_task.ShardResult(made.info, made.rejections, was_there=True)
+    assert found == shard_task.ShardResult(made.info, made.rejections, 4, was_there=True)
 
 
 def test_a_damaged_shard_is_made_again(tmp_path):

@@ -196,7 +196,7 @@ def test_the_fingerprint_sees_one_bit(data):
     state, _ = made(data)
     before = int(state.fingerprint())
     assert int(state.fingerprint()) == before
-    weight = state.detector.rpn.head.conv.weight
+    weight = state.detector.rpn.head.convs[0].weight
     with torch.no_grad():
         weight[1, 2, 0, 1] *= 1 + 2**-23
     assert int(state.fingerprint()) != before

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from model.config import PictureConfig
 from pipelines import masks
-from pipelines.transforms import AugmentConfig, picture_tensor, transform
-from tests.pipelines.tiny_pictures import png
+from pipelines.geometry import AugmentConfig, draw_placement
+from pipelines.transforms import Wanted, mirrored, picture_tensor, transform
+from tests.pipelines.tiny_pictures import grey_png, png
 from tests.pipelines.tiny_shards import record, thing
 
 SAME = PictureConfig(short_edge_px=40, long_edge_px=60)
@@ -199,14 +200,103 @@ def test_each_short_edge_is_drawn():
     assert transform(one(), SAME, KEPT, rng()).pixels.shape[1] == SAME.short_edge_px
 
 
-@pytest.mark.parametrize(
-    ("changes", "match"),
-    [
-        ({"flip": -0.1}, r"augment\.flip must be in 0\.\.1, got -0\.1"),
-        ({"flip": 1.1}, r"augment\.flip must be in 0\.\.1, got 1\.1"),
-        ({"short_edges_px": (800, 0)}, r"augment\.short_edges_px must be > 0, got \(800, 0\)"),
-    ],
-)
-def test_settings_out_of_range(changes, match):
-    with pytest.raises(ValueError, match=match):
-        AugmentConfig(**changes)
+def test_an_object_that_a_crop_cuts_gets_the_box_of_the_rest_and_one_outside_is_dropped():
+    things = [thing(1, BOX, polygons=(L_SHAPE,)), thing(2, (50, 30, 58, 38))]
+    source = record(1, things, (40, 60), image=painted())
+    seen = set()
+    for seed in range(60):
+        made = transform(source, SAME, AugmentConfig(flip=0.0, crop_px=24), rng(seed))
+        window = draw_placement((40, 60), SAME, AugmentConfig(flip=0.0, crop_px=24), rng(seed)).window
+        y0, x0, height, width = window
+        assert made.pixels.shape == (3, height, width)
+        rest = l_bitmap()[y0 : y0 + height, x0 : x0 + width]
+        kept = [number for number, mask in enumerate(made.masks) if full(mask, (height, width)).sum()]
+        assert kept == list(range(len(made.masks)))  # none is empty
+        seen.add(len(kept))
+        if rest.any() and made.labels.size and (full(made.masks[0], rest.shape) == rest).all():
+            rows, columns = np.nonzero(rest)
+            tight = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+            np.testing.assert_allclose(made.boxes[0], tight, atol=1)
+    assert {0, 1} <= seen
+
+
+@pytest.mark.parametrize("kind", ["polygons", "rle"])
+def test_a_crop_of_the_mask_is_the_mask_of_the_crop(kind):
+    held = {"polygons": (L_SHAPE,)} if kind == "polygons" else {"polygons": None, "rle": masks.encode(l_bitmap())}
+    for seed in range(10):
+        augment = AugmentConfig(flip=0.0, crop_px=30)
+        made = transform(one(**held), SAME, augment, rng(seed))
+        y0, x0, height, width = draw_placement((40, 60), SAME, augment, rng(seed)).window
+        wanted = l_bitmap()[y0 : y0 + height, x0 : x0 + width]
+        if not wanted.any():
+            assert made.masks == ()
+            continue
+        np.testing.assert_array_equal(full(made.masks[0], (height, width)), wanted)
+
+
+def test_what_is_not_wanted_is_not_loaded():
+    source = one(keypoints=np.array([[6, 9, 2]], np.float32))
+    source = dataclasses.replace(source, semantic=b"not even looked at")
+    made = transform(source, SAME, KEPT, rng())
+    assert (made.keypoints, made.semantic, made.ignored, made.weights) == (None, None, None, None)
+
+
+def test_keypoints_move_with_the_picture_and_swap_sides_in_a_mirror():
+    names = ("nose", "left_eye", "right_eye", "tail")
+    points = np.array([[10, 12, 2], [8, 9, 1], [20, 9, 2], [0, 0, 0]], np.float32)
+    source, wanted = one(keypoints=points), Wanted(keypoints=5)
+    swaps = [mirrored(names)]
+    assert swaps == [(0, 2, 1, 3)]
+    twice = PictureConfig(short_edge_px=80, long_edge_px=120)
+    made = transform(source, twice, KEPT, rng(), wanted, swaps)
+    assert made.keypoints.shape == (1, 5, 3)
+    np.testing.assert_allclose(made.keypoints[0, :3], [[21, 25, 2], [17, 19, 1], [41, 19, 2]])
+    assert not made.keypoints[0, 3:].any()
+    flipped = transform(source, twice, FLIPPED, rng(), wanted, swaps)
+    np.testing.assert_allclose(flipped.keypoints[0, :3], [[99, 25, 2], [79, 19, 2], [103, 19, 1]])
+    assert not transform(one(), SAME, KEPT, rng(), wanted, swaps).keypoints.any()
+
+
+def test_keypoints_that_a_crop_cuts_off_are_unlabelled():
+    points = np.array([[k, k, 2] for k in range(5, 31, 5)], np.float32)
+    source, augment = one(keypoints=points), AugmentConfig(flip=0.0, crop_px=20)
+    for seed in range(20):
+        made = transform(source, SAME, augment, rng(seed), Wanted(keypoints=6), [range(6)]).keypoints
+        y0, x0, height, width = draw_placement((40, 60), SAME, augment, rng(seed)).window
+        if not len(made):
+            continue
+        inside = (points[:, 0] + 0.5 - x0 <= width) & (points[:, 0] + 0.5 >= x0)
+        inside &= (points[:, 1] + 0.5 - y0 <= height) & (points[:, 1] + 0.5 >= y0)
+        np.testing.assert_array_equal(made[0, :, 2] == 2, inside)
+        np.testing.assert_allclose(made[0, inside, :2], points[inside, :2] + 0.5 - [x0, y0])
+
+
+def test_a_semantic_map_is_placed_as_the_masks_are():
+    values = np.where(l_bitmap() == 1, 17, 3).astype(np.uint8)
+    held = dataclasses.replace(one(polygons=None, rle=masks.encode(l_bitmap())), semantic=grey_png(values))
+    for augment in (KEPT, FLIPPED, AugmentConfig(crop_px=24), AugmentConfig(jitter=(0.5, 2.0), crop_px=50)):
+        for seed in range(5):
+            made = transform(held, SAME, augment, rng(seed), Wanted(semantic=32))
+            assert made.semantic.shape == made.pixels.shape[1:]
+            if made.masks:
+                np.testing.assert_array_equal(made.semantic == 17, full(made.masks[0], made.semantic.shape) == 1)
+            assert set(np.unique(made.semantic)) <= {3, 17}
+    unknown = transform(one(), SAME, KEPT, rng(), Wanted(semantic=32)).semantic
+    assert (unknown.shape, set(unknown.ravel())) == ((40, 60), {255})
+
+
+def test_ignored_regions_and_weights_come_where_they_are_wanted():
+    things = [thing(1, BOX, loss_weight=0.25), thing(2, (1, 2, 90, 9), crowd=True), thing(3, (1, 1, 9, 9), ignore=True)]
+    things.append(thing(4, (-9, -9, 0.4, 9), ignore=True))  # under a pixel is left of it
+    source = record(1, things, (40, 60))
+    made = transform(source, SAME, KEPT, rng(), Wanted(ignore=True, weights=True))
+    assert made.boxes.tolist() == [list(BOX)]
+    assert made.ignored.tolist() == [[1, 2, 60, 9], [1, 1, 9, 9]]
+    assert made.weights.tolist() == [0.25]
+
+
+def test_colours_change_and_boxes_do_not():
+    plain = transform(one(), SAME, KEPT, rng())
+    made = transform(one(), SAME, dataclasses.replace(KEPT, colour=0.4), rng())
+    assert not torch.equal(made.pixels, plain.pixels)
+    np.testing.assert_array_equal(made.boxes, plain.boxes)

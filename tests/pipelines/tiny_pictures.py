@@ -27,3 +27,10 @@ def png(pixels, orientation=None):
         options["exif"] = exif
     picture.save(stream, "PNG", **options)
     return stream.getvalue()
+
+
+def grey_png(values):
+    """A PNG of one 8-bit channel of uint8 [H, W]."""
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "PNG")
+    return stream.getvalue()

@@ -1,0 +1,146 @@
+"""Two tables: pictures a second on one core, from prepared shards and from torchvision's way, and the steps of each.
+
+    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/loading.py --coco FOLDER [--split val2017] [--rounds 5]
+
+FOLDER holds COCO's pictures and annotations; they are prepared into a temporary folder first. Both sides decode, flip
+at random, resize to 800 x 1333 and collate batches of 2 with boxes and masks, in one process on one thread, taking
+turns. The peer is torchvision's CocoDetection, its detection reference's steps (polygons to full bitmaps by
+pycocotools) and the transform of its Mask R-CNN, which normalises and resizes. Times are processor time, so that other
+work on the machine disturbs less; each figure is the best of the rounds.
+"""
+
+import argparse
+import dataclasses
+import os
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torchvision
+from pycocotools import mask as coco_mask
+from torchvision.datasets import CocoDetection
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
+from torchvision.transforms.v2 import functional as tvf
+
+from model.config import PictureConfig, ResizeKernel
+from pipelines import prepare, prepare_config
+from pipelines.dataset import Dataset
+from pipelines.decode import decode_rgb, decode_rgb_fast
+from pipelines.geometry import AugmentConfig, draw_placement
+from pipelines.loading import Source, TrainBatches, collate
+from pipelines.ray_session import ray_session
+from pipelines.transforms import transform
+
+BATCH = 2
+MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+
+
+class Peer:
+    """torchvision's road from a COCO folder to a batch."""
+
+    def __init__(self, pictures: Path, annotations: Path) -> None:
+        self._set = CocoDetection(str(pictures), str(annotations))
+        self._transform = GeneralizedRCNNTransform(800, 1333, MEAN, STD)
+        self._rng = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return len(self._set)
+
+    def batch(self, numbers: list[int]) -> object:
+        return self._transform(*map(list, zip(*(self._sample(number) for number in numbers), strict=True)))
+
+    def _sample(self, number: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        picture, rows = self._set[number]
+        width, height = picture.size
+        rows = [row for row in rows if not row["iscrowd"]]
+        boxes = torch.tensor([row["bbox"] for row in rows], dtype=torch.float32).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        masks = torch.zeros((len(rows), height, width), dtype=torch.uint8)
+        for slot, row in zip(masks, rows, strict=True):
+            parts = coco_mask.frPyObjects(row["segmentation"], height, width)
+            slot[:] = torch.from_numpy(coco_mask.decode(coco_mask.merge(parts)))
+        pixels = tvf.to_dtype(tvf.pil_to_tensor(picture), torch.float32, scale=True)
+        if self._rng.random() < 0.5:
+            pixels, masks = pixels.flip(-1), masks.flip(-1)
+            boxes[:, [0, 2]] = width - boxes[:, [2, 0]]
+        labels = torch.tensor([row["category_id"] for row in rows], dtype=torch.int64)
+        return pixels, {"boxes": boxes, "labels": labels, "masks": masks}
+
+
+def rate(work: Callable[[int], object], count: int, pictures: int) -> float:
+    """Pictures a second of processor time over `count` calls."""
+    start = time.process_time()
+    for number in range(count):
+        work(number)
+    return pictures / (time.process_time() - start)
+
+
+def best(works: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
+    """The best rate of each, taking turns; the first turn warms up."""
+    found: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds + 1):
+        for name, work in works.items():
+            found[name].append(work())
+    return {name: max(rates[1:]) for name, rates in found.items()}
+
+
+def epoch(batches: TrainBatches, pictures: int) -> float:
+    return rate(batches.__getitem__, pictures // BATCH, pictures // BATCH * BATCH)
+
+
+def steps_of(data: Dataset, picture: PictureConfig) -> dict[str, Callable[[], float]]:
+    """The parts of our road, each alone."""
+    records = [data.record(index) for index in range(len(data))]
+    pixels = [torch.from_numpy(decode_rgb_fast(record.image)).permute(2, 0, 1) for record in records]
+    augment, count = AugmentConfig(flip=0.0), len(records)
+    rng = np.random.default_rng(0)
+    places = [draw_placement((r.height, r.width), picture, augment, rng) for r in records]
+    samples = [transform(record, picture, augment, rng) for record in records[:BATCH]]
+    return {
+        "read a record": lambda: rate(data.record, count, count),
+        "decode by Pillow": lambda: rate(lambda k: decode_rgb(records[k].image), count, count),
+        "decode by libjpeg-turbo": lambda: rate(lambda k: decode_rgb_fast(records[k].image), count, count),
+        "resize": lambda: rate(lambda k: places[k].pixels(pixels[k]), count, count),
+        "record to sample, all": lambda: rate(lambda k: transform(records[k], picture, augment, rng), count, count),
+        "collate": lambda: rate(lambda k: collate(samples, [0] * BATCH, 800, picture), 10, 10 * BATCH),
+    }
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--coco", type=Path, required=True)
+    parser.add_argument("--split", default="val2017")
+    parser.add_argument("--rounds", type=int, default=5)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    pictures, annotations = args.coco / args.split, args.coco / f"annotations/instances_{args.split}.json"
+    with tempfile.TemporaryDirectory() as folder:
+        with ray_session(num_cpus=1):
+            prepare.run(prepare_config.PrepareCoco(images=str(pictures), annotations=str(annotations), out=folder))
+        data, peer = Dataset(folder), Peer(pictures, annotations)
+        count = len(peer) // BATCH * BATCH
+        works: dict[str, Callable[[], float]] = {}
+        for kernel in ResizeKernel:
+            picture = dataclasses.replace(PictureConfig(), kernel=kernel)
+            batches = TrainBatches([Source(data, BATCH)], picture, AugmentConfig(), 0)
+            works[f"maskray, {kernel.value}"] = lambda batches=batches: epoch(batches, len(data))  # type: ignore[misc]
+        works["torchvision"] = lambda: rate(lambda k: peer.batch([BATCH * k, BATCH * k + 1]), count // BATCH, count)
+        print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {len(data)} pictures, 1 thread")
+        print(f"load before the run {os.getloadavg()[0]:.1f}\n")
+        found = best(works, args.rounds)
+        print("| a batch of 2 from shards or files | pictures/s/core | times torchvision |\n|---|---|---|")
+        for name, speed in found.items():
+            print(f"| {name} | {speed:.0f} | {speed / found['torchvision']:.1f} |", flush=True)
+        print("\n| step | pictures/s/core | ms |\n|---|---|---|")
+        for name, speed in best(steps_of(data, PictureConfig()), args.rounds).items():
+            print(f"| {name} | {speed:.0f} | {1e3 / speed:.2f} |", flush=True)
+        print(f"\nlargest memory of the process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.1f} GiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,131 @@
+"""Normalisation layers, and convolutions that carry one."""
+
+from typing import cast
+
+import torch
+import torch.distributed
+import torch.distributed.nn.functional
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from model.config import Norm
+
+_GROUPS = 32
+
+
+class FrozenBatchNorm(nn.Module):
+    """Batch normalisation whose statistics and affine parameters are constants."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        """Start as the identity (up to eps)."""
+        super().__init__()
+        self.eps = eps
+        self.register_buffer("weight", torch.ones(channels))
+        self.register_buffer("bias", torch.zeros(channels))
+        self.register_buffer("running_mean", torch.zeros(channels))
+        self.register_buffer("running_var", torch.ones(channels))
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale and shift x [B, C, H, W]."""
+        scale = self.weight * (self.running_var + self.eps).rsqrt()
+        shift = self.bias - self.running_mean * scale
+        return x * scale.to(x.dtype)[:, None, None] + shift.to(x.dtype)[:, None, None]
+
+
+class FixedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation whose statistics are constants while its affine parameters are trained (MMDetection)."""
+
+    def train(self, mode: bool = True) -> "FixedBatchNorm":
+        """Stay in evaluation mode, where nothing moves the statistics."""
+        super().train(False)
+        return self
+
+
+class MaskedBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation over the real entries of a padded batch, and over all training workers if `sync`.
+
+    RoIs come padded to a fixed number; statistics over the padding would depend on how much of it there is.
+    torch's SyncBatchNorm knows neither a mask nor a CPU.
+    """
+
+    def __init__(self, channels: int, eps: float, sync: bool) -> None:
+        """Start as torch's BatchNorm2d does."""
+        super().__init__(channels, eps=eps)
+        self.sync = sync
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Normalise x [N, C, H, W]; `valid` bool [N] says which entries count (None: all)."""
+        is_shared = self.sync and torch.distributed.is_available() and torch.distributed.is_initialized()
+        if not self.training or (valid is None and not is_shared):
+            return super().forward(x)
+        wide = x.float()
+        weight = torch.ones_like(wide[:, :1, :1, :1]) if valid is None else valid.to(wide.dtype)[:, None, None, None]
+        count = weight.sum() * (x.shape[2] * x.shape[3])
+        sums = torch.cat([(wide * weight).sum((0, 2, 3)), count[None]])
+        if is_shared:
+            sums = _sum_over_workers(sums)
+        count = sums[-1].clamp(min=1)
+        mean = sums[:-1] / count
+        centred = wide - mean[:, None, None]
+        squares = (centred * centred * weight).sum((0, 2, 3))
+        variance = (_sum_over_workers(squares) if is_shared else squares) / count
+        self._track(mean.detach(), variance.detach(), count.detach())
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    @torch.no_grad()
+    def _track(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+
+
+def _sum_over_workers(values: Tensor) -> Tensor:
+    return cast(Tensor, torch.distributed.nn.functional.all_reduce(values))  # type: ignore[no-untyped-call]
+
+
+def build_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module | None:
+    """The layer of that kind for maps of `channels`; None for no normalisation.
+
+    Raises:
+        ValueError: the channels do not divide into groups.
+    """
+    if norm is Norm.NONE:
+        return None
+    if norm is Norm.FROZEN:
+        return FrozenBatchNorm(channels, eps)
+    if norm is Norm.FIXED:
+        return FixedBatchNorm(channels, eps=eps)
+    if norm is Norm.GROUP:
+        groups = min(_GROUPS, channels)
+        if channels % groups:
+            raise ValueError(f"group norm divides channels into {groups} groups, got {channels} channels: "
+                             "choose a width that is a multiple of it")  # fmt: skip
+        return nn.GroupNorm(groups, channels, eps=eps)
+    return MaskedBatchNorm(channels, eps, sync=norm is Norm.SYNC)
+
+
+class ConvNorm(nn.Conv2d):
+    """A convolution that keeps the size, with a normalisation instead of its bias if one is asked for."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, norm: Norm = Norm.NONE) -> None:
+        """Take the widths, the odd side of the kernel and the kind of normalisation."""
+        super().__init__(inputs, outputs, kernel, padding=kernel // 2, bias=norm is Norm.NONE)
+        self.norm = build_norm(norm, outputs)
+
+    def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """The output for x [N, C, H, W]; of a padded batch, `valid` bool [N] says which entries are real."""
+        out = F.conv2d(x, self.weight, self.bias, padding=self.padding)
+        if self.norm is None:
+            return out
+        is_masked = isinstance(self.norm, MaskedBatchNorm)
+        return cast(Tensor, self.norm(out, valid) if is_masked else self.norm(out))

@@ -1,0 +1,172 @@
+"""Where a training picture goes: resized, cut to a window, perhaps mirrored; and its objects with it.
+
+Points and boxes are in continuous pixels: a picture of width W reaches from 0 to W, and mirrored, x becomes W - x.
+"""
+
+import dataclasses
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.config import PictureConfig, ResizeKernel
+from model.picture import resize, resized_hw
+
+FloatArray = npt.NDArray[np.float64]
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentConfig:
+    """What may happen to a training picture.
+
+    Large scale jitter is `jitter` (0.1, 2.0) with `crop_px` 1024.
+
+    Attributes:
+        flip: probability of a horizontal flip.
+        short_edges_px: one is drawn for each picture; empty takes the detector's own.
+        long_edges_px: upper limits of the longer side, one is drawn; empty takes the detector's own.
+        ranges: draw whole numbers between the least and the largest of the edges, instead of one of them.
+        jitter: least and largest scale: the longer side becomes a random scale of `crop_px`, instead of the edges;
+            empty for none.
+        crop_px: cut a random window of at most this many pixels a side out of the resized picture; 0 for none.
+        colour: brightness, contrast and saturation each change by a random factor of 1 - colour to 1 + colour.
+    """
+
+    flip: float = 0.5
+    short_edges_px: tuple[int, ...] = ()
+    long_edges_px: tuple[int, ...] = ()
+    ranges: bool = False
+    jitter: tuple[float, ...] = ()
+    crop_px: int = 0
+    colour: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Check ranges."""
+        if not 0 <= self.flip <= 1:
+            raise ValueError(f"augment.flip must be in 0..1, got {self.flip}")
+        for name in ("short_edges_px", "long_edges_px"):
+            if min(getattr(self, name), default=1) < 1:
+                raise ValueError(f"augment.{name} must be > 0, got {getattr(self, name)}")
+        if self.long_edges_px and min(self.long_edges_px) < max(self.short_edges_px, default=0):
+            raise ValueError(
+                f"augment.long_edges_px must reach every short edge {self.short_edges_px}, got {self.long_edges_px}"
+            )
+        if self.jitter and not (len(self.jitter) == 2 and 0 < self.jitter[0] <= self.jitter[1]):
+            raise ValueError(f"augment.jitter must be a least and a largest scale > 0, got {self.jitter}")
+        if self.crop_px < 0 or (self.jitter and not self.crop_px):
+            raise ValueError(f"augment.crop_px must be >= 0, and > 0 with jitter, got {self.crop_px}")
+        if not 0 <= self.colour < 1:
+            raise ValueError(f"augment.colour must be in 0..1, got {self.colour}")
+
+
+def largest_picture(picture: PictureConfig, augment: AugmentConfig) -> PictureConfig:
+    """The detector's picture settings with the largest edges in use: what batches are padded to.
+
+    Raises:
+        ValueError: the largest short edge is longer than the limit of the longer side.
+    """
+    if augment.crop_px:
+        return dataclasses.replace(picture, short_edge_px=augment.crop_px, long_edge_px=augment.crop_px)
+    return dataclasses.replace(
+        picture,
+        short_edge_px=max(augment.short_edges_px, default=picture.short_edge_px),
+        long_edge_px=max(augment.long_edges_px, default=picture.long_edge_px),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """One way to place a picture.
+
+    Attributes:
+        source_hw: height and width of the picture, pixels.
+        resized_hw: after the resize.
+        window: (y0, x0, h, w) that is cut out of the resized picture.
+        flip: mirror left and right, last.
+        kernel: interpolation of the resize.
+    """
+
+    source_hw: tuple[int, int]
+    resized_hw: tuple[int, int]
+    window: tuple[int, int, int, int]
+    flip: bool
+    kernel: ResizeKernel = ResizeKernel.FLOAT_BILINEAR
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        return self.window[2:]
+
+    @property
+    def crops(self) -> bool:
+        """Whether anything of the picture is cut off."""
+        return self.size_hw != self.resized_hw
+
+    def points(self, xy: FloatArray) -> FloatArray:
+        """Points [n, 2] of the picture on the result; they may lie outside."""
+        (height, width), (new_height, new_width), (y0, x0, _, shown) = self.source_hw, self.resized_hw, self.window
+        placed = xy * [new_width / width, new_height / height] - [x0, y0]
+        if self.flip:
+            placed[:, 0] = shown - placed[:, 0]
+        return np.asarray(placed)
+
+    def box(self, xyxy: tuple[float, float, float, float]) -> FloatArray:
+        """A box [4] of the picture on the result; it may reach outside."""
+        (xa, y1), (xb, y2) = self.points(np.array(xyxy).reshape(2, 2))
+        return np.array([min(xa, xb), y1, max(xa, xb), y2])
+
+    def pixels(self, picture: Tensor) -> Tensor:
+        """The picture [3, H, W], uint8, placed: [3, h, w] as `model.picture.resize` makes it."""
+        y0, x0, height, width = self.window
+        # Mirrored first, while it is small and in bytes; the window is then counted from the other side.
+        placed = resize(picture.flip(2) if self.flip else picture, self.resized_hw, self.kernel)
+        left = self.resized_hw[1] - x0 - width if self.flip else x0
+        return placed[:, y0 : y0 + height, left : left + width] if self.crops else placed
+
+    def values(self, bitmap: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        """A bitmap or map [H, W] placed by nearest neighbours: [h, w]."""
+        (height, width), (new_height, new_width), (y0, x0, rows, columns) = self.source_hw, self.resized_hw, self.window
+        if self.resized_hw != self.source_hw or self.crops:
+            y = np.arange(y0, y0 + rows) * height // new_height
+            x = np.arange(x0, x0 + columns) * width // new_width
+            bitmap = bitmap[y[:, None], x]
+        return np.ascontiguousarray(bitmap[:, ::-1] if self.flip else bitmap)
+
+
+def draw_placement(
+    source_hw: tuple[int, int], picture: PictureConfig, augment: AugmentConfig, rng: np.random.Generator
+) -> Placement:
+    """A random placement of a picture of `source_hw` pixels."""
+    short = _draw(augment.short_edges_px or (picture.short_edge_px,), augment.ranges, rng)
+    if augment.long_edges_px:
+        picture = dataclasses.replace(picture, long_edge_px=_draw(augment.long_edges_px, augment.ranges, rng))
+    if augment.jitter:
+        wanted = round(augment.crop_px * rng.uniform(augment.jitter[0], augment.jitter[1]))
+        # At least a pixel of the shorter side is left, however narrow the picture.
+        short = max(wanted, -(-max(source_hw) // min(source_hw)))
+        picture = dataclasses.replace(picture, short_edge_px=short, long_edge_px=short)
+    resized = resized_hw(*source_hw, short, picture)
+    window = (0, 0, *resized)
+    if augment.crop_px:
+        height, width = (min(side, augment.crop_px) for side in resized)
+        y0, x0 = rng.integers(0, resized[0] - height + 1), rng.integers(0, resized[1] - width + 1)
+        window = (int(y0), int(x0), height, width)
+    return Placement(source_hw, resized, window, bool(rng.random() < augment.flip), picture.kernel)
+
+
+def _draw(edges: tuple[int, ...], ranges: bool, rng: np.random.Generator) -> int:
+    if ranges:
+        return int(rng.integers(min(edges), max(edges) + 1))
+    return int(edges[rng.integers(len(edges))])
+
+
+def jitter_colour(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
+    """Change brightness, contrast and saturation of [3, h, w] in 0..255, each by a factor of 1 ± `strength`."""
+    brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
+    bright = pixels.to(torch.float32) * brightness
+    grey = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), bright, dims=1)
+    mean = grey.mean()
+    # Saturation pulls colours to their grey, contrast pulls everything to the picture's mean.
+    made = torch.lerp(grey[None], bright, saturation).sub_(mean).mul_(contrast).add_(mean)
+    return made.clamp_(0, 255).to(pixels.dtype)
