@@ -16,7 +16,7 @@ from pipelines.presets import preset
 from pipelines.ray_session import ray_session
 from pipelines.sweep_results import SweepResult, Trial, finish, load_trial
 from pipelines.sweep_runner import Search, concurrency, fit, require_dashboard
-from pipelines.sweep_search import Algorithm, Scheduler
+from pipelines.sweep_search import Algorithm, Scheduler, searcher, space
 from pipelines.sweep_trial import Plan, trial_config
 from pipelines.sweeps import sweep
 
@@ -107,6 +107,8 @@ def base_run(config: TuneConfig) -> TrainConfig:
         ValueError: no such preset, or a setting that does not fit.
     """
     out = storage.canonical_uri(config.out)
+    if "://" in out and not config.tracking_uri:
+        raise ValueError(f"{out} cannot hold the sweep's database: give --tracking-uri, such as http://mlflow:5000")
     database = f"sqlite:///{out}/mlflow.db" if "://" not in out else ""
     base = preset(config.preset)
     settings: dict[str, Any] = {
@@ -136,6 +138,9 @@ def plan_of(config: TuneConfig, name: str) -> Plan:
     base = base_run(config)
     dimensions = (*(sweep(name, base) if name else ()), *map(sweep_space.parse_dimension, config.search))
     sweep_space.check(base, dimensions)
+    # What cannot be searched is refused here, before Ray starts and the folder is claimed.
+    space(dimensions, config.algorithm)
+    searcher(config.algorithm, config.mode, config.seed, 1)
     train.resolve(dataclasses.replace(base, out=f"{base.out}/check"))
     return Plan(base, dimensions, config.metric, config.reports, config.gpu)
 

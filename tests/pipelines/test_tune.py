@@ -57,6 +57,7 @@ def test_settings_that_are_refused(changes, message):
         ({"set": ("optim.steps=zero",)}, "is int, got 'zero'"),
         ({"train": ("/nowhere",)}, "nowhere"),
         ({"algorithm": Algorithm.GRID}, "a grid needs values"),
+        ({"out": "s3://bucket/sweep"}, "cannot hold the sweep's database: give --tracking-uri"),
     ],
 )
 def test_sweeps_that_are_refused_before_ray_starts(data, tmp_path, changes, message):
