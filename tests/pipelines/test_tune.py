@@ -57,12 +57,16 @@ def test_settings_that_are_refused(changes, message):
         ({"set": ("optim.steps=zero",)}, "is int, got 'zero'"),
         ({"train": ("/nowhere",)}, "nowhere"),
         ({"algorithm": Algorithm.GRID}, "a grid needs values"),
-        ({"out": "s3://bucket/sweep"}, "cannot hold the sweep's database: give --tracking-uri"),
     ],
 )
 def test_sweeps_that_are_refused_before_ray_starts(data, tmp_path, changes, message):
     with pytest.raises((ValueError, TypeError), match=message):
         tune.run(config(data, tmp_path / "s", **changes), "", lambda line: None)
+
+
+def test_a_sweep_in_an_object_store_needs_a_tracking_server(data):
+    with pytest.raises(ValueError, match="s3://bucket/sweep cannot hold the sweep's database: give --tracking-uri"):
+        tune.plan_of(config(data, "s3://bucket/sweep"), "")
 
 
 def test_the_cost_is_that_of_the_longest_trials(data, tmp_path):
