@@ -11,7 +11,9 @@ from typing import Any, NamedTuple
 import ray
 
 from pipelines import commit, storage, sweep_space, sweep_tracking, train
+from pipelines.coco_metrics import STAT_NAMES
 from pipelines.config import TrainConfig
+from pipelines.loop import METRICS
 from pipelines.presets import preset
 from pipelines.ray_session import ray_session
 from pipelines.sweep_results import SweepResult, Trial, finish, load_trial
@@ -84,14 +86,15 @@ class TuneConfig:
         for name in ("max_concurrent", "pictures_per_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        kind, _, rest = self.metric.partition("/")
-        if kind not in ("box", "mask", "loss") or not rest:
-            raise ValueError(f"metric is {self.metric!r}, wanted one such as mask/AP, box/AP50 or loss/total")
+        measured = [f"{kind}/{name}" for kind in ("mask", "box") for name in STAT_NAMES if name.startswith("AP")]
+        logged = [name for name in METRICS if name.startswith("loss/")]
+        if self.metric not in (*measured, *logged):
+            raise ValueError(f"metric is {self.metric!r}, wanted one of {', '.join((*measured, *logged))}")
         for name in ("train", "out"):
             if not getattr(self, name):
                 wanted = "prepared data sets" if name == "train" else "a folder"
                 raise ValueError(f"a sweep needs --{name}: give {wanted}")
-        if kind != "loss" and not self.val:
+        if self.metric in measured and not self.val:
             raise ValueError(f"the metric {self.metric} needs --val: give a prepared data set, or --metric loss/total")
 
     @property

@@ -37,7 +37,7 @@ def config(data, out, **changes):
     [
         ({"trials": 0}, "trials must be >= 1, got 0"),
         ({"max_concurrent": -1}, "max_concurrent must be >= 0, got -1"),
-        ({"metric": "AP"}, "metric is 'AP', wanted one such as mask/AP"),
+        ({"metric": "AP"}, "metric is 'AP', wanted one of mask/AP, mask/AP50"),
         ({"metric": "mask/AP"}, "the metric mask/AP needs --val"),
         ({"out": ""}, "a sweep needs --out: give a folder"),
         ({"train": ()}, "a sweep needs --train: give prepared data sets"),
