@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import pytest
 
@@ -97,6 +98,27 @@ def test_a_trial_goes_on_from_a_better_ones_checkpoint_with_new_settings(plan, t
     assert [point.step for point in sweep_trial.points(plan, config, 4)] == [6]
     # Once more, and the first generation stays as it was.
     assert sweep_trial._start(plan, {RATE.name: 0.03}, "poor", given)[0].out == f"{plan.base.out}/poor-2"
+
+
+def test_a_logged_metric_may_come_late_but_must_come(plan, monkeypatch):
+    answers = [{2: 3.0}, {2: 3.0}, {2: 3.0, 4: 2.5}]
+
+    class Client:
+        def __init__(self, tracking_uri):
+            assert tracking_uri == "sqlite:///x.db"
+
+        def get_metric_history(self, run_id, metric):
+            rows = answers.pop(0) if len(answers) > 1 else answers[0]
+            return [types.SimpleNamespace(step=step, value=value) for step, value in rows.items()]
+
+    monkeypatch.setattr("mlflow.tracking.MlflowClient", Client)
+    monkeypatch.setattr(train, "tracking_of", lambda run: ("sqlite:///x.db", "id"))
+    monkeypatch.setattr(sweep_trial, "_POLL_S", 0.01)
+    assert sweep_trial._logged(plan.base, "loss/total", 2) == 3.0
+    assert sweep_trial._logged(plan.base, "loss/total", 4) == 2.5
+    monkeypatch.setattr(sweep_trial, "_LOGGED_WITHIN_S", 0.1)
+    with pytest.raises(ValueError, match="has no loss/total of step 6 at sqlite"):
+        sweep_trial._logged(plan.base, "loss/total", 6)
 
 
 def test_an_unknown_metric_names_those_there_are(plan, monkeypatch):
