@@ -137,7 +137,7 @@ def measure(plan: Plan, config: TrainConfig, checkpoint: checkpoints.Checkpoint)
 
 
 def _logged(config: TrainConfig, metric: str, step: int) -> float:
-    """A metric of the training itself at a step; unlike a `Tracker`, reading it leaves a finished run finished.
+    """A metric of the training itself, logged at a step or next to it; unlike a `Tracker`, reading it leaves a finished run finished.
 
     Raises:
         ValueError: it was not logged, though some time was given.
@@ -149,10 +149,12 @@ def _logged(config: TrainConfig, metric: str, step: int) -> float:
     while True:
         # The workers' metrics take another way than their checkpoints, and may come later.
         rows = {row.step: float(row.value) for row in client.get_metric_history(run_id, metric)}
-        if step in rows:
-            return rows[step]
-        if time.monotonic() > end:
-            raise ValueError(f"{config.out} has no {metric} of step {step} at {uri}: see that MLflow can be written")
+        is_late = time.monotonic() > end
+        # Where the process that passed them on was killed, those of this step never come, but later ones do.
+        if rows and (step in rows or max(rows) > step or is_late):
+            return rows[min(rows, key=lambda logged: abs(logged - step))]
+        if is_late:
+            raise ValueError(f"{config.out} has no {metric} at {uri}: see that MLflow can be written")
         time.sleep(_POLL_S)
 
 
