@@ -137,7 +137,9 @@ def measure(plan: Plan, config: TrainConfig, checkpoint: checkpoints.Checkpoint)
 
 
 def _logged(config: TrainConfig, metric: str, step: int) -> float:
-    """A metric of the training itself, logged at a step or next to it; unlike a `Tracker`, reading it leaves a finished run finished.
+    """A metric of the training itself, logged at a step or next to it.
+
+    Unlike a `Tracker`, reading it leaves a finished run finished.
 
     Raises:
         ValueError: it was not logged, though some time was given.
