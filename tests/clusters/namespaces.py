@@ -114,7 +114,8 @@ def machines(count: int) -> Iterator[list[Machine]]:
         for k, (name, address) in enumerate(addresses.items(), 1):
             machine = Machine(name, address, _files(folder / name, name, addresses))
             stack.callback(machine.kill)
-            _connect(machine, f"mrb{number}", f"mrv{number}-{k}")
+            # The kernel may still hold the cable of a machine killed a moment ago.
+            _connect(machine, f"mrb{number}", f"mrv{number}-{k}-{secrets.token_hex(2)}")
             made.append(machine)
         yield made
 
