@@ -45,7 +45,7 @@ def test_a_map_as_wide_as_it_has_channels_is_turned_too():
     [
         pytest.param("convnxt_tiny", "timm has no network 'convnxt_tiny': choose another backbone.timm_name", id="none"),
         pytest.param("convnext_none", "for example .*convnext", id="similar"),
-        pytest.param("vit_tiny_patch16_224", r"vit_tiny_patch16_224 has maps at strides .*, wanted 4, 8, 16 and 32",
+        pytest.param("vit_tiny_patch16_224", r"vit_tiny_patch16_224 has maps at strides .*, wanted 4, 8, 16 and",
                      id="one-stride"),
     ],
 )  # fmt: skip
