@@ -107,6 +107,8 @@ class TrainConfig:
         ratio: pictures of each training set in a batch, relative to each other (6 4 is the distillation paper's
             labelled : pseudo); empty divides the batch in proportion to the sets' sizes.
         init: checkpoint to take the weights from; empty starts from random ones.
+        rpn_from: checkpoint of a detector that makes the proposals, in training and ever after (the paper's stage-wise
+            training); empty trains a proposal network of the detector's own.
         seed: fixes initial weights, order, augmentation and sampling.
         shuffle_window: shards shuffled together; 0 for all.
         precision: arithmetic of the network.
@@ -127,6 +129,7 @@ class TrainConfig:
     out: str = ""
     ratio: tuple[int, ...] = ()
     init: str = ""
+    rpn_from: str = ""
     seed: int = 0
     shuffle_window: int = 0
     precision: Precision = Precision.FP32
