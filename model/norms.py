@@ -132,6 +132,32 @@ def build_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module | None
     return MaskedBatchNorm(channels, eps, sync=norm is Norm.SYNC)
 
 
+def _as_affine(norm: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Scale and shift [C] of a batch normalisation whose statistics stand still now; None of any other layer."""
+    is_still = isinstance(norm, FrozenBatchNorm) or (isinstance(norm, nn.BatchNorm2d) and not norm.training)
+    if not is_still:
+        return None
+    layer = cast(FrozenBatchNorm, norm)  # a BatchNorm2d has the same four tensors
+    scale = layer.weight * (layer.running_var + layer.eps).rsqrt()
+    return scale, layer.bias - layer.running_mean * scale
+
+
+def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
+    """Convolve x [N, C, H, W], without bias, and normalise.
+
+    In training, constant statistics make the normalisation a factor a channel, which goes into the weights (and the
+    gradient through it): the map is written once instead of three times. At test time the operations keep the order of
+    the frameworks that detections are compared with.
+    """
+    affine = _as_affine(norm) if type(conv) is nn.Conv2d and torch.is_grad_enabled() else None
+    if affine is None:
+        return cast(Tensor, norm(conv(x)))
+    scale, shift = affine
+    weight = conv.weight * scale[:, None, None, None]
+    padding = cast("tuple[int, int]", conv.padding)
+    return F.conv2d(x, weight, shift, conv.stride, padding, conv.dilation, conv.groups)
+
+
 class ConvNorm(nn.Conv2d):
     """A convolution that keeps the size, with a normalisation instead of its bias if one is asked for."""
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import BackboneConfig
-from model.norms import FrozenBatchNorm, build_norm
+from model.norms import FrozenBatchNorm, build_norm, conv_norm
 from model.ops.deform_conv import deform_conv2d
 
 NormLayer = Callable[[int], nn.Module]
@@ -68,8 +68,7 @@ class Shortcut(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Project x [B, C, H, W]."""
-        out: Tensor = self.norm(self.conv(x))
-        return out
+        return conv_norm(self.conv, self.norm, x)
 
 
 class Block(nn.Module):
@@ -93,7 +92,7 @@ class Block(nn.Module):
             x = self.non_local(x)
         out = x
         for i in range(1, self.num_convs + 1):
-            out = getattr(self, f"norm{i}")(getattr(self, f"conv{i}")(out))
+            out = conv_norm(getattr(self, f"conv{i}"), getattr(self, f"norm{i}"), out)
             if i < self.num_convs:
                 out = F.relu(out)
         return F.relu(out + self.shortcut(x))

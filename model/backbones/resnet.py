@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from model.backbones.blocks import Block, DeformableConv, NonLocalBlock, NormLayer, Shortcut, conv, norm_layer
 from model.config import BackboneConfig, StrideIn
+from model.norms import conv_norm
 
 # Blocks of the four stages, and whether they are bottlenecks.
 _STAGES = {
@@ -30,7 +31,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures [B, 3, H, W] to [B, channels, H / 4, W / 4]."""
-        return F.max_pool2d(F.relu(self.norm(self.conv(x))), 3, stride=2, padding=1)
+        return F.max_pool2d(F.relu(conv_norm(self.conv, self.norm, x)), 3, stride=2, padding=1)
 
 
 def stage_channels(config: BackboneConfig, index: int) -> int:

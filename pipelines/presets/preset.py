@@ -6,6 +6,10 @@ from model.presets import DETECTORS
 from pipelines.config import Precision, TrainConfig
 from pipelines.geometry import AugmentConfig
 from pipelines.optim import OptimConfig
+from pipelines.order import SamplingConfig
+
+OWN = "maskray"
+"""Source of the runs that nobody published."""
 
 # One short edge is drawn for each picture: multi-scale training of Detectron2 and of MMDetection's caffe style.
 SIX_EDGES = AugmentConfig(short_edges_px=(640, 672, 704, 736, 768, 800))
@@ -83,4 +87,6 @@ class Preset:
             optim=self.recipe.optim,
             augment=self.recipe.augment,
             precision=self.recipe.precision,
+            # All of them leave out pictures on which there is nothing to find.
+            sampling=SamplingConfig(drop_empty=self.published.source != OWN),
         )

@@ -63,6 +63,7 @@ SPECIAL = {
     "augment.short_edges_px": lambda value: [10, 20],
     "augment.long_edges_px": lambda value: [2000, 2100],
     "augment.jitter": lambda value: [0.2, 1.5],
+    "sampling.classes": lambda value: ["dog"],
 }
 # Fields that need another one first.
 FIRST = {"ratio": ("train", ["a", "b"]), "augment.jitter": ("augment.crop_px", 640)}
