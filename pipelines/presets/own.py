@@ -1,10 +1,10 @@
 """maskray's own runs; nothing is published of them."""
 
 from pipelines.optim import Algorithm, OptimConfig, Schedule
-from pipelines.presets.preset import OWN, Preset, Published, Recipe
+from pipelines.presets.preset import OURS, Preset, Published, Recipe
 from pipelines.recipes import detectron2_steps
 
-_NOTHING = Published(OWN)
+_NOTHING = Published(OURS)
 _1X = Recipe("1x", detectron2_steps(1))
 _GENERATED_SHAPES = Recipe(
     "400 steps",

@@ -8,7 +8,7 @@ from pipelines.geometry import AugmentConfig
 from pipelines.optim import OptimConfig
 from pipelines.order import SamplingConfig
 
-OWN = "maskray"
+OURS = "maskray"
 """Source of the runs that nobody published."""
 
 # One short edge is drawn for each picture: multi-scale training of Detectron2 and of MMDetection's caffe style.
@@ -88,5 +88,5 @@ class Preset:
             augment=self.recipe.augment,
             precision=self.recipe.precision,
             # All of them leave out pictures on which there is nothing to find.
-            sampling=SamplingConfig(drop_empty=self.published.source != OWN),
+            sampling=SamplingConfig(drop_empty=self.published.source != OURS),
         )
