@@ -25,7 +25,7 @@ model.presets.own | model.presets.torchvision | model.presets.detectron2 | model
 model.presets.named
 model.presets
 model.ops | model.anchors | model.matching | model.picture | model.norms
-model.backbones.blocks
+model.backbones.blocks | model.views | model.merge
 model.backbones.resnet | model.backbones.fpn
 model.backbones
 model.pooler | model.rpn | model.heads.box | model.heads.mask | model.heads.keypoint | model.heads.semantic
@@ -44,7 +44,7 @@ model.convert.description | model.convert.mmdetection_config
 model.convert | model.convert.origins
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
-    | pipelines.array_pickle
+    | pipelines.array_pickle | pipelines.making
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session
     | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal

@@ -57,6 +57,8 @@ def of_the_truth(one):
         np.array([i.label for i in things], np.int64),
         tuple(rles),
         np.array([masks.area(rle) for rle in rles], np.int64),
+        np.ones(len(things), np.float32),
+        np.zeros(len(things), np.float32),
     )
 
 

@@ -69,6 +69,9 @@ def detected(record, boxes, labels=None, scores=None):
         labels=np.array(labels or [0] * len(boxes), np.int64),
         rles=tuple(masks.encode(bitmap) for bitmap in bitmaps),
         areas=np.array([bitmap.sum() for bitmap in bitmaps], np.int64),
+        view_agreement=np.ones(len(boxes), np.float32),
+        box_spread=np.zeros(len(boxes), np.float32),
+        mask_agreement=np.ones(len(boxes), np.float32),
     )
 
 
