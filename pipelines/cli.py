@@ -157,6 +157,9 @@ def _predict(arguments: Sequence[str]) -> None:
 
     config = parse(predict.PredictConfig, arguments, "predict")
     manifest = predict.run(config)
+    account = manifest.account
+    if account is not None:
+        show(f"{account.labelled} pictures labelled, {account.empty} empty, {account.rejected} rejected")
     show(f"{manifest.detections} detections on {manifest.pictures} pictures: {config.out}")
 
 

@@ -93,7 +93,7 @@ def test_columns_of_something_else_are_refused(written, tmp_path):
 def test_another_manifest_is_refused(written, tmp_path, body):
     _, uri = written
     (tmp_path / "labels" / "manifest.json").write_text(body)
-    with pytest.raises(PredictionsError, match=r"is no predictions manifest of version 1 .*: predict again"):
+    with pytest.raises(PredictionsError, match=r"is no predictions manifest of version 1 or 2 .*: predict again"):
         PredictionsManifest.load(uri)
 
 
