@@ -121,6 +121,7 @@ def _label(
             pictures += shard.pictures
             progress.update(pictures)
         progress.close()
+        commit.sweep_temps(filesystem, folder)  # of workers that were killed on the way
     shards = [done[number] for number in sorted(done)]
     accounts = [dataclasses.astuple(shard.account) for shard in shards]
     made = PredictionsManifest(
