@@ -1,11 +1,11 @@
 """Two tables: a picture labelled by this project and by torchvision, and the cost of test-time augmentation.
 
-    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/predict.py [--rounds 5] [--threads 1] [--edge 800] [--skip-views]
+    PYTHONPATH=. OMP_NUM_THREADS=1 python benchmarks/predict.py [--rounds 5] [--threads 1] [--views fast paper]
 
 Both sides have the same weights, random ones scaled so that many objects are found, and take turns on the same picture
 of 640 x 480 px, resized to 800 x 1067. torchvision's side is its maskrcnn_resnet50_fpn in eager mode, masks pasted,
-cut at 0.5 and encoded by pycocotools; ours is what `maskray predict` does with a decoded picture. Times are the process's
-own (all threads), so that other work on the machine disturbs less; each figure is the best of the rounds.
+cut at 0.5 and encoded by pycocotools; ours is what `maskray predict` does with a decoded picture. Times are the
+process's own (all threads), so that other work on the machine disturbs less; each figure is the best of the rounds.
 """
 
 import argparse
