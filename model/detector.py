@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from model.backbones.fpn import FeaturePyramid
 from model.backbones.single import SingleMap
 from model.config import ChannelOrder, DetectorConfig, RoIKind
+from model.heads.box import BoxDetections
 from model.roi.cascade import CascadeRoI
 from model.roi.htc import HybridTaskCascade
 from model.roi.standard import StandardRoI
@@ -111,15 +112,25 @@ class Detector(nn.Module):
         return losses
 
     @torch.no_grad()
-    def predict(self, images: Images) -> Detections:
-        """Detections of a batch with mask probabilities and heat maps, in network-input pixels."""
+    def detect(self, images: Images) -> tuple[list[Tensor], BoxDetections]:
+        """Detections of a batch without their masks, in network-input pixels, and the features `complete` looks at."""
         features = self.features(images)
         if self.rpn_pyramid is not None:
             proposals = self._separate_proposals(images)
         else:
             proposals = self.rpn.proposals(self.rpn(features), images.sizes_hw)
         features = self.roi.prepare(features)
-        return self.roi.complete(features, self.roi.detect(features, proposals, images.sizes_hw))
+        return features, self.roi.detect(features, proposals, images.sizes_hw)
+
+    @torch.no_grad()
+    def complete(self, features: list[Tensor], found: BoxDetections) -> Detections:
+        """Add mask probabilities and heat maps to detections; any boxes will do, those of other views included."""
+        return self.roi.complete(features, found)
+
+    @torch.no_grad()
+    def predict(self, images: Images) -> Detections:
+        """Detections of a batch with mask probabilities and heat maps, in network-input pixels."""
+        return self.complete(*self.detect(images))
 
     def forward(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """The training step's losses: what a data-parallel wrapper calls."""

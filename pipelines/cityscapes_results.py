@@ -78,6 +78,8 @@ def write_results(dataset: Dataset, found: PredictionsManifest, uri: str, folder
 
 
 def _write_picture(picture: PicturePrediction, classes: Sequence[ClassInfo], folder: Path, name: str) -> None:
+    if picture.rles is None:
+        raise CityscapesResultsError("Cityscapes measures masks and the detector has none: use one with a mask head")
     lines = []
     for number, (rle, label, score) in enumerate(zip(picture.rles, picture.labels, picture.scores, strict=True)):
         file = f"masks/{name}_{number}.png"

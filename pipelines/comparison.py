@@ -184,7 +184,7 @@ def _instances(found: PicturePrediction) -> tuple[Instance, ...]:
             crowd=False,
             ignore=False,
             polygons=None,
-            rle=found.rles[number],
+            rle=None if found.rles is None else found.rles[number],
             keypoints=None,
             score=float(found.scores[number]),
         )

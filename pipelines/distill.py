@@ -139,7 +139,7 @@ def pseudo_record(record: Record, found: PicturePrediction, thresholds: npt.NDAr
             crowd=False,
             ignore=False,
             polygons=None,
-            rle=found.rles[i],
+            rle=None if found.rles is None else found.rles[i],
             keypoints=None,
             score=float(found.scores[i]),
         )

@@ -10,7 +10,8 @@ from pipelines import checkpoints, cityscapes_results, commit, predict, predicti
 from pipelines.cityscapes_results import CityscapesMetrics
 from pipelines.coco_export import to_coco
 from pipelines.coco_metrics import KeypointMetrics, Metrics, evaluate, evaluate_keypoints
-from pipelines.coco_rows import GroundTruth
+from pipelines.coco_rows import NUM_KEYPOINTS, GroundTruth
+from pipelines.config import Precision
 from pipelines.dataset import Dataset
 from pipelines.predictions import PredictionsManifest
 
@@ -37,7 +38,9 @@ class EvaluateConfig:
         out: folder or URI of the predictions and metrics; the same command goes on where it stopped.
         annotations: COCO instances file.
         results: COCO results file, with bbox, segmentation or keypoints in every row.
-        batch: pictures that go through the network together.
+        views: what is merged on each picture: none, fast, paper or sizes, as `maskray predict` takes them.
+        precision: fp32, bf16 or fp16.
+        batch: most views of pictures held at a time.
         workers: processes, each with a detector; 0 takes one for each free CPU (or GPU).
         cpus_per_worker: CPU cores and threads of each.
         gpu: one GPU a worker.
@@ -51,6 +54,8 @@ class EvaluateConfig:
     out: str = ""
     annotations: str = ""
     results: str = ""
+    views: str = "none"
+    precision: Precision = Precision.FP32
     batch: int = 4
     workers: int = 0
     cpus_per_worker: int = 1
@@ -149,10 +154,40 @@ def measure(dataset: Dataset, uri: str) -> Evaluation:
             f"the detector knows {[info.name for info in manifest.classes]}, {dataset.uri} has "
             f"{list(dataset.manifest.names)}: evaluate on data of the detector's classes"
         )
+    return _measure_rows(dataset, uri, *_rows(uri, manifest))
+
+
+class _Parts(NamedTuple):
+    """What a detector has beside boxes."""
+
+    masks: bool
+    keypoints: bool
+
+
+def _rows(uri: str, manifest: PredictionsManifest) -> tuple[list[dict[str, Any]], _Parts]:
+    """COCO's result rows of committed predictions, and what they hold."""
+    rows, has_masks, has_keypoints = [], True, False
+    for picture in predictions.all_pictures(uri, manifest):
+        if picture.rejected:
+            continue
+        rows += predictions.to_results(picture, manifest.classes)
+        has_masks = has_masks and picture.rles is not None
+        has_keypoints = has_keypoints or picture.keypoints is not None
+    # COCO's metric knows persons of 17 keypoints alone: its tolerances are measured for these.
+    counts = {len(info.keypoints) for info in manifest.classes if info.keypoints}
+    return rows, _Parts(has_masks, has_keypoints and counts == {NUM_KEYPOINTS})
+
+
+def _measure_rows(dataset: Dataset, uri: str, rows: list[dict[str, Any]], has: _Parts) -> Evaluation:
     truth = GroundTruth.from_coco(to_coco(dataset))
-    pictures = predictions.all_pictures(uri, manifest)
-    rows = [row for picture in pictures for row in predictions.to_results(picture, manifest.classes)]
-    return Evaluation(evaluate(truth, rows, "bbox"), evaluate(truth, rows, "segm"), uri, dataset.uri)
+    with_points = [row for row in rows if "keypoints" in row]
+    return Evaluation(
+        evaluate(truth, rows, "bbox"),
+        evaluate(truth, rows, "segm") if has.masks else None,
+        uri,
+        dataset.uri,
+        evaluate_keypoints(truth, with_points) if has.keypoints else None,
+    )
 
 
 def measure_cityscapes(dataset: Dataset, uri: str, truth: str) -> CityscapesMetrics:
@@ -200,14 +235,15 @@ def run(config: EvaluateConfig) -> Evaluation:
     check_fits(checkpoints.load(config.checkpoint), dataset)
     predict.run(
         predict.PredictConfig(
-            config.checkpoint, config.data, config.out, config.batch, config.workers, config.cpus_per_worker,
-            config.gpu, config.address,
+            config.checkpoint, config.data, config.out, config.views, precision=config.precision, batch=config.batch,
+            workers=config.workers, cpus_per_worker=config.cpus_per_worker, gpu=config.gpu, address=config.address,
         )
     )  # fmt: skip
     found = measure(dataset, config.out)
     if config.protocol is Protocol.CITYSCAPES:
         found = found._replace(cityscapes=measure_cityscapes(dataset, config.out, config.truth))
-    parts = {name: metrics for name, metrics in (("box", found.box), ("mask", found.mask)) if metrics}
+    measured = (("box", found.box), ("mask", found.mask), ("keypoints", found.keypoints))
+    parts = {name: metrics for name, metrics in measured if metrics}
     body: dict[str, Any] = {name: metrics.numbers() for name, metrics in parts.items()}
     body["per_class"] = {name: metrics.per_class for name, metrics in parts.items()}
     if found.cityscapes is not None:
@@ -230,8 +266,11 @@ def load(uri: str) -> Evaluation:
         raise EvaluationError(f"{uri} holds no finished evaluation: run `maskray evaluate` with --out {uri}")
     try:
         body = json.loads(storage.read_bytes(filesystem, path))
-        box, mask = (Metrics(**body[kind], per_class=body["per_class"][kind]) for kind in ("box", "mask"))
+        kinds = {"box": Metrics, "mask": Metrics, "keypoints": KeypointMetrics}
+        parts = {
+            kind: make(**body[kind], per_class=body["per_class"][kind]) for kind, make in kinds.items() if kind in body
+        }
         official = CityscapesMetrics(**body["cityscapes"]) if "cityscapes" in body else None
-        return Evaluation(box, mask, uri, str(body["data"]), cityscapes=official)
+        return Evaluation(parts["box"], parts.get("mask"), uri, str(body["data"]), parts.get("keypoints"), official)
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path} is damaged ({error}): evaluate again into another --out") from error

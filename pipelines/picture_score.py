@@ -87,8 +87,8 @@ def _overlaps(record: Record, prediction: PicturePrediction, kept: npt.NDArray[n
     regions = [int(i.crowd or i.ignore) for i in instances]
     truth: list[Any] = [_rle(instance, record) for instance in instances]
     found: list[Any]
-    if all(rle is not None for rle in truth):
-        found = [_checked(prediction, int(index)) for index in kept]
+    if prediction.rles is not None and all(rle is not None for rle in truth):
+        found = [_checked(prediction, prediction.rles[int(index)], int(index)) for index in kept]
         return np.asarray(coco_mask.iou(found, truth, regions), np.float64)
     truth = [_xywh(instance.box_xyxy) for instance in instances]
     found = [_xywh(box) for box in prediction.boxes_xyxy[kept].astype(float).tolist()]
@@ -102,11 +102,11 @@ def _rle(instance: Instance, record: Record) -> dict[str, Any] | None:
     return None if counts is None else {"size": [record.height, record.width], "counts": counts}
 
 
-def _checked(prediction: PicturePrediction, index: int) -> dict[str, Any]:
+def _checked(prediction: PicturePrediction, rle: bytes, index: int) -> dict[str, Any]:
     """Run lengths that pycocotools can be trusted with."""
     size = prediction.height, prediction.width
     try:
-        return {"size": list(size), "counts": validate_rle(prediction.rles[index], *size)}
+        return {"size": list(size), "counts": validate_rle(rle, *size)}
     except MaskError as error:
         raise PredictionsError(
             f"detection {index} on picture {prediction.image_id}: {error}: predict again into another --out"

@@ -41,7 +41,8 @@ def measure(checkpoint: str, data: str, device: str = "cpu", threads: int = 1, b
         for picture in predict_batch(detector, [dataset.record(i) for i in indices], place):
             rows += to_results(picture, held.classes)
     truth = GroundTruth.from_coco(to_coco(dataset))
-    return {"box": evaluate(truth, rows, "bbox"), "mask": evaluate(truth, rows, "segm")}
+    found = {"box": evaluate(truth, rows, "bbox")}
+    return found | {"mask": evaluate(truth, rows, "segm")} if detector.config.mask.enabled else found
 
 
 def values_of(found: Mapping[str, Metrics]) -> dict[str, float]:
@@ -72,8 +73,18 @@ class Measurements:
                     self.values[int(body["step"])] = body["values"]
 
     def add(self, step: int, found: Mapping[str, Metrics]) -> dict[str, float]:
-        """Commit the measurement of a step; its values."""
-        self.values[step] = values_of(found)
+        """Commit the measurement of a step; its values.
+
+        Raises:
+            ValueError: the metric is none of what was measured.
+        """
+        values = values_of(found)
+        if self._metric not in values:
+            raise ValueError(
+                f"the best checkpoint is chosen by {self._metric}, measured were {', '.join(found)}: set "
+                "--evaluation.metric, for a detector without masks box/AP"
+            )
+        self.values[step] = values
         body = {"step": step, "values": self.values[step]}
         body |= {kind: dataclasses.asdict(part) for kind, part in found.items()}
         filesystem, folder = storage.open_uri(f"{self._run}/{_FOLDER}")

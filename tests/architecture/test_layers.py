@@ -25,7 +25,7 @@ model.presets.own | model.presets.torchvision | model.presets.detectron2 | model
 model.presets.named
 model.presets
 model.ops | model.anchors | model.matching | model.picture | model.norms
-model.backbones.blocks
+model.backbones.blocks | model.views | model.merge
 model.backbones.resnet | model.backbones.fpn
 model.backbones
 model.pooler | model.rpn | model.heads.box | model.heads.mask | model.heads.keypoint | model.heads.semantic
@@ -35,7 +35,7 @@ model.roi.stages
 model.roi.cascade | model.roi.standard | model.roi.htc
 model.roi
 model.detector
-model.build | model.checkpoint | model.convert.names | model.convert.steps
+model.build | model.fold | model.checkpoint | model.convert.names | model.convert.steps
 model.convert.blocks
 model.convert.torchvision | model.convert.detectron2 | model.convert.mmdetection
 model.convert.conversion
@@ -44,7 +44,7 @@ model.convert.description | model.convert.mmdetection_config
 model.convert | model.convert.origins
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
-    | pipelines.array_pickle | pipelines.shard_cache
+    | pipelines.array_pickle | pipelines.shard_cache | pipelines.making
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session
     | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
@@ -65,7 +65,7 @@ pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipel
     | pipelines.coco_export
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
     | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists | pipelines.starting_weights
-    | pipelines.validation | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
+    | pipelines.validation | pipelines.labeller | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
 pipelines.loop
 pipelines.inbox | pipelines.evaluator
 pipelines.train_worker

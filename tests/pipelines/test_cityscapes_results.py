@@ -35,7 +35,8 @@ def of_truth(record, keep=lambda instance: not instance.ignore, scores=None):
         record.image_id, record.height, record.width, np.array([i.box_xyxy for i in things], np.float32).reshape(-1, 4),
         np.array(scores or [0.5 + 0.01 * k for k in range(len(things))], np.float32),
         np.array([i.label for i in things], np.int64), tuple(i.rle for i in things),
-        np.array([i.area for i in things], np.int64),
+        np.array([i.area for i in things], np.int64), np.ones(len(things), np.float32),
+        np.zeros(len(things), np.float32),
     )  # fmt: skip
 
 
