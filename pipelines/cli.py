@@ -161,16 +161,24 @@ def _predict(arguments: Sequence[str]) -> None:
 
 
 def _distill(arguments: Sequence[str]) -> None:
-    from pipelines import distill
+    from pipelines import audit, distill, distill_config
 
-    config = parse(distill.DistillConfig, arguments, "distill")
+    config = parse(distill_config.DistillConfig, arguments, "distill")
     result = distill.run(config)
     rows = [
-        (row.name, f"{row.labelled_rate:.2f}", row.wanted, row.found, row.kept, f"{row.threshold:.3f}",
+        (row.name, f"{row.labelled_rate:.2f}", row.wanted, row.found, row.kept, row.uncertain, f"{row.threshold:.3f}",
          "few labels: unsure" if row.few_labels else "")
         for row in result.selection
     ]  # fmt: skip
-    show(table(("class", "labels a picture", "wanted", "found", "kept", "threshold", ""), rows))
+    show(table(("class", "labels a picture", "wanted", "found", "kept", "uncertain", "threshold", ""), rows))
+    if result.leak.count:
+        show(f"left out as labelled or validation pictures: {result.leak}")
+    if result.audit is not None:
+        show(f"\naudit on {result.audit.pictures} pictures that the teacher held out:")
+        shares = [(row[:3], [_percent(-1 if share is None else share) for share in row[3:6]], row[6:])
+                  for row in audit.table(result.audit)]  # fmt: skip
+        headers = ("class", "objects", "labels", "precision", "recall", "mean mask IoU", "missed but ignored")
+        show(table(headers, [(*first, *middle, *last) for first, middle, last in shares]))
     show(f"{result.manifest.rows_written} pictures with pseudo-labels: {config.out}")
 
 

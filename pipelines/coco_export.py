@@ -1,8 +1,10 @@
 """A prepared data set as the content of a COCO instances file: what COCO's evaluation takes as ground truth."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.dataset import Dataset
+from pipelines.manifest import ClassInfo
 from pipelines.masks import polygons_to_rle
 from pipelines.records import Instance, Record
 
@@ -39,6 +41,11 @@ def annotation(instance: Instance, record: Record, category_id: int) -> dict[str
     return row
 
 
+def categories(classes: Sequence[ClassInfo]) -> list[dict[str, Any]]:
+    """Classes as COCO's categories, with their source ids."""
+    return [{"id": c.id, "name": c.name} | ({"keypoints": list(c.keypoints)} if c.keypoints else {}) for c in classes]
+
+
 def to_coco(dataset: Dataset) -> dict[str, Any]:
     """Images, annotations and categories with their source ids; ignored regions become crowds.
 
@@ -60,7 +67,5 @@ def to_coco(dataset: Dataset) -> dict[str, Any]:
     return {
         "images": images,
         "annotations": annotations,
-        "categories": [
-            {"id": c.id, "name": c.name} | ({"keypoints": list(c.keypoints)} if c.keypoints else {}) for c in classes
-        ],
+        "categories": categories(classes),
     }

@@ -9,7 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines import commit, distill, evaluate, inspect, predict, prepare, prepare_config, shapes, storage, train
+from pipelines import (
+    commit,
+    distill,
+    distill_config,
+    evaluate,
+    inspect,
+    predict,
+    prepare,
+    prepare_config,
+    shapes,
+    storage,
+    train,
+)
 from pipelines.config import TrainConfig
 from pipelines.dataset import Dataset
 from pipelines.gallery import save_gallery
@@ -137,7 +149,7 @@ def _distill(folder: Path, teacher: train.TrainResult, say: Say) -> None:
     pool, labels = str(folder / "data" / "pool"), str(folder / "pool_predictions")
     predict.run(predict.PredictConfig(checkpoint=teacher.checkpoint, data=pool, out=labels))
     chosen = distill.run(
-        distill.DistillConfig(
+        distill_config.DistillConfig(
             predictions=labels,
             pool=pool,
             labelled=str(folder / "data" / "train"),
