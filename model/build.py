@@ -61,7 +61,7 @@ def _build_standard(config: DetectorConfig, channels: int, strides: tuple[int, .
     if config.features is FeatureKind.C4:
         res5 = build_stage(config.backbone, 3, config.res5_stride)
         channels = stage_channels(config.backbone, 3)
-        crop_size = mask_size = config.pooler.box_size // config.res5_stride
+        crop_size = mask_size = -(-config.pooler.box_size // config.res5_stride)
     mask, keypoint = config.mask, config.keypoint
     return StandardRoI(
         PyramidPooler(config.pooler, strides),

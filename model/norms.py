@@ -1,10 +1,9 @@
 """Normalisation layers, and convolutions that carry one."""
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.distributed
-import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,7 +73,7 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         centred = wide - mean[:, None, None]
         squares = (centred * centred * weight).sum((0, 2, 3))
         variance = (_sum_over_workers(squares) if is_shared else squares) / count
-        self._track(mean.detach(), variance.detach(), count.detach())
+        self._track(mean.detach(), variance.detach(), sums[-1].detach())
         scale = self.weight * (variance + self.eps).rsqrt()
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
@@ -84,13 +83,32 @@ class MaskedBatchNorm(nn.BatchNorm2d):
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
         assert self.momentum is not None
-        self.num_batches_tracked.add_(1)
-        self.running_mean.lerp_(mean, self.momentum)
-        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), self.momentum)
+        # A batch without real entries says nothing about the statistics.
+        known = count > 0
+        share = known * self.momentum
+        self.num_batches_tracked.add_(known)
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * count / (count - 1).clamp(min=1), share)
+
+
+class _SumOverWorkers(torch.autograd.Function):
+    """The sum of all workers' values; each worker's gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        total = grad.clone()
+        torch.distributed.all_reduce(total)
+        return total
 
 
 def _sum_over_workers(values: Tensor) -> Tensor:
-    return cast(Tensor, torch.distributed.nn.functional.all_reduce(values))  # type: ignore[no-untyped-call]
+    return cast(Tensor, _SumOverWorkers.apply(values))
 
 
 def build_norm(norm: Norm, channels: int, eps: float = 1e-5) -> nn.Module | None:

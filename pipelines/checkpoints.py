@@ -23,7 +23,7 @@ from pipelines.manifest import ClassInfo
 
 FILE_NAME = "checkpoint.json"
 _FOLDER = "checkpoints"
-_MODEL, _OPTIMISER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
+MODEL_FILE, _OPTIMISER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
 _KIND = "checkpoint"
 _FORMAT_VERSION = 1
 
@@ -107,7 +107,7 @@ def snapshot(
         classes: in the order of labels.
         extra: more tensors, by file (without its ending); `average` are the weights to predict with.
     """
-    live = {_MODEL: detector.state_dict(), _OPTIMISER: _flatten(optimiser.state_dict())}
+    live = {MODEL_FILE: detector.state_dict(), _OPTIMISER: _flatten(optimiser.state_dict())}
     live |= {f"{name}.safetensors": dict(tensors) for name, tensors in (extra or {}).items()}
     files = {
         name: {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
@@ -122,7 +122,15 @@ def write(run: str, made: Snapshot) -> Checkpoint:
     Raises:
         OSError: the store failed; the checkpoint does not exist.
     """
-    uri = f"{run.rstrip('/')}/{_FOLDER}/step-{made.step:08d}"
+    return write_at(f"{run.rstrip('/')}/{_FOLDER}/step-{made.step:08d}", made)
+
+
+def write_at(uri: str, made: Snapshot) -> Checkpoint:
+    """Write a snapshot into the folder `uri` itself, the manifest last; a committed one is left as it is.
+
+    Raises:
+        OSError: the store failed; the checkpoint does not exist.
+    """
     filesystem, folder = storage.open_uri(uri)
     if storage.is_file(filesystem, storage.join(folder, FILE_NAME)):
         return load(uri)
@@ -250,55 +258,16 @@ def model_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    weights = _AVERAGE if _AVERAGE in checkpoint.files else _MODEL
+    weights = _AVERAGE if _AVERAGE in checkpoint.files else MODEL_FILE
     filesystem, folder = storage.open_uri(checkpoint.uri)
     manifest = storage.read_bytes(filesystem, storage.join(folder, FILE_NAME))
     return {weights: _read_bytes(checkpoint, weights), FILE_NAME: manifest}
 
 
-_REMAINDER = "remainder.safetensors"
-
-
-def save_weights(
-    uri: str, detector: Detector, classes: tuple[ClassInfo, ...], remainder: Mapping[str, Tensor]
-) -> Checkpoint:
-    """Write a checkpoint of weights alone at `uri`, to start training from; the same one again changes nothing.
-
-    Args:
-        uri: its folder.
-        detector: with the weights.
-        classes: in the order of labels.
-        remainder: what of another framework's weights the detector has no place for, kept for the way back.
-
-    Raises:
-        CheckpointError: another checkpoint is there.
-    """
-    filesystem, folder = storage.open_uri(uri)
-    files = {_MODEL: to_bytes(detector.state_dict()), **({_REMAINDER: to_bytes(remainder)} if remainder else {})}
-    body = {
-        "step": 0,
-        "detector": to_dict(detector.config),
-        "classes": [dataclasses.asdict(info) for info in classes],
-        "files": {name: commit.sha256_of(data) for name, data in files.items()},
-    }
-    raw = commit.sealed(_KIND, _FORMAT_VERSION, body)
-    path = storage.join(folder, FILE_NAME)
-    if storage.is_file(filesystem, path):
-        if storage.read_bytes(filesystem, path) != raw:
-            raise CheckpointError(f"{uri} holds another checkpoint, which was left alone: choose another folder")
-        return _parse(raw, uri)
-    for name, data in {**files, FILE_NAME: raw}.items():  # the manifest last
-        commit.write_file(filesystem, storage.join(folder, name), data)
-    return _parse(raw, uri)
-
-
-def load_remainder(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """What `save_weights` kept for the way back; empty where there is nothing.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    return _read_checked(checkpoint, _REMAINDER) if _REMAINDER in checkpoint.files else {}
+def load_extra(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
+    """What the snapshot was given as `extra` under this name; empty where it was given nothing."""
+    file = f"{name}.safetensors"
+    return _read_checked(checkpoint, file) if file in checkpoint.files else {}
 
 
 TRAINED_ON = "trained_on"
@@ -325,7 +294,7 @@ def load_detector(checkpoint: Checkpoint) -> Detector:
         CheckpointError: a file is missing or damaged.
     """
     detector = build_detector(checkpoint.detector)
-    name = _AVERAGE if _AVERAGE in checkpoint.files else _MODEL
+    name = _AVERAGE if _AVERAGE in checkpoint.files else MODEL_FILE
     load_strict(detector, _read_checked(checkpoint, name), checkpoint.uri)
     return detector
 
@@ -341,7 +310,7 @@ def restore(
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    load_strict(detector, _read_checked(checkpoint, _MODEL), checkpoint.uri)
+    load_strict(detector, _read_checked(checkpoint, MODEL_FILE), checkpoint.uri)
     optimiser.load_state_dict(_unflatten(_read_checked(checkpoint, _OPTIMISER), optimiser))
-    others = [name for name in checkpoint.files if name not in (_MODEL, _OPTIMISER)]
+    others = [name for name in checkpoint.files if name not in (MODEL_FILE, _OPTIMISER)]
     return {name.removesuffix(".safetensors"): _read_checked(checkpoint, name) for name in others}

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pipelines import cli_clusters
+from pipelines import cli_clusters, cli_distill, cli_weights
 from pipelines.terminal import parse, show, table
 
 _USAGE = """usage: maskray COMMAND ...
@@ -160,28 +160,6 @@ def _predict(arguments: Sequence[str]) -> None:
     show(f"{manifest.detections} detections on {manifest.pictures} pictures: {config.out}")
 
 
-def _distill(arguments: Sequence[str]) -> None:
-    from pipelines import audit, distill, distill_config
-
-    config = parse(distill_config.DistillConfig, arguments, "distill")
-    result = distill.run(config)
-    rows = [
-        (row.name, f"{row.labelled_rate:.2f}", row.wanted, row.found, row.kept, row.uncertain, f"{row.threshold:.3f}",
-         "few labels: unsure" if row.few_labels else "")
-        for row in result.selection
-    ]  # fmt: skip
-    show(table(("class", "labels a picture", "wanted", "found", "kept", "uncertain", "threshold", ""), rows))
-    if result.leak.count:
-        show(f"left out as labelled or validation pictures: {result.leak}")
-    if result.audit is not None:
-        show(f"\naudit on {result.audit.pictures} pictures that the teacher held out:")
-        shares = [(row[:3], [_percent(-1 if share is None else share) for share in row[3:6]], row[6:])
-                  for row in audit.table(result.audit)]  # fmt: skip
-        headers = ("class", "objects", "labels", "precision", "recall", "mean mask IoU", "missed but ignored")
-        show(table(headers, [(*first, *middle, *last) for first, middle, last in shares]))
-    show(f"{result.manifest.rows_written} pictures with pseudo-labels: {config.out}")
-
-
 def _submit(arguments: Sequence[str]) -> None:
     cli_clusters.submit(arguments, tuple(COMMANDS))
 
@@ -204,29 +182,6 @@ def _demo(arguments: Sequence[str]) -> None:
     ]
     show(table(_METRIC_HEADERS, rows))
     show(f"report: {result.report}")
-
-
-def _import(arguments: Sequence[str]) -> None:
-    from pipelines import import_weights
-
-    config = parse(import_weights.ImportConfig, arguments, "import", positional=True)
-    result = import_weights.run(config)
-    show(table(("setting", "value", "known by"), result.settings()))
-    if config.verbose:
-        show("\n" + table(("their name", "our name", "what was done"), result.every_key()))
-    show("\n" + table(("keys", ""), result.key_counts()))
-    names = ", ".join(info.name for info in result.order.classes)
-    show(f"\n{len(result.order.classes)} classes ({result.order.why}): {names}")
-    for notice in result.notices:
-        show(f"note: {notice}")
-    show(f"checkpoint: {result.checkpoint}")
-
-
-def _export_weights(arguments: Sequence[str]) -> None:
-    from pipelines import export_weights
-
-    config = parse(export_weights.ExportConfig, arguments, "export-weights", positional=True)
-    show(f"{export_weights.run(config)} tensors: {config.out}")
 
 
 def _list(arguments: Sequence[str]) -> None:
@@ -271,9 +226,11 @@ COMMANDS: dict[str, _Command] = {
     "train": _Command(_train, "train a preset with Ray Train; the same command goes on where it stopped"),
     "evaluate": _Command(_evaluate, "COCO AP of boxes and masks"),
     "predict": _Command(_predict, "label every picture of a data set"),
-    "distill": _Command(_distill, "choose pseudo-labels among predictions -> a data set to train on"),
-    "import": _Command(_import, "weights of torchvision, Detectron2 or MMDetection -> a checkpoint"),
-    "export-weights": _Command(_export_weights, "a checkpoint -> weights of torchvision, Detectron2 or MMDetection"),
+    "distill": _Command(cli_distill.distill, "choose pseudo-labels among predictions -> a data set to train on"),
+    "import": _Command(cli_weights.import_, "weights of torchvision, Detectron2 or MMDetection -> a checkpoint"),
+    "export-weights": _Command(
+        cli_weights.export_weights, "a checkpoint -> weights of torchvision, Detectron2 or MMDetection"
+    ),
     "report": _Command(_report, "one HTML page on a training run: curves, AP by class, best and worst pictures"),
     "tune": _Command(cli_clusters.tune, "many trainings that differ in a few settings, with Ray Tune"),
     "doctor": _Command(

@@ -8,6 +8,7 @@ from model.config import DetectorConfig, Norm
 from model.settings import to_dict
 from pipelines.geometry import AugmentConfig
 from pipelines.optim import OptimConfig
+from pipelines.order import SamplingConfig
 
 
 class Precision(enum.Enum):
@@ -117,6 +118,7 @@ class TrainConfig:
         optim: optimiser and schedule.
         augment: what happens to training pictures.
         evaluation: measuring checkpoints while the run goes on.
+        sampling: which pictures come in an epoch, and how often.
         execution: where and how the run is executed.
     """
 
@@ -135,6 +137,7 @@ class TrainConfig:
     optim: OptimConfig = OptimConfig()
     augment: AugmentConfig = AugmentConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    sampling: SamplingConfig = SamplingConfig()
     execution: ExecutionConfig = ExecutionConfig()
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import OrderedDict
 
@@ -12,6 +13,7 @@ from pyarrow import ipc
 
 from pipelines import manifest as manifests
 from pipelines import records, rejections, shards, storage
+from pipelines.shard_cache import ShardCache
 
 INDEX_NAME = "index.ipc"
 """Not `*.arrow`, so that a glob of that finds shards (and `rejected.arrow`)."""
@@ -35,8 +37,8 @@ class DatasetError(ValueError):
 class Dataset:
     """A committed data set, for random access.
 
-    Local shards are memory-mapped, remote ones read whole and the last two kept. Each shard's length, hash,
-    schema and inner consistency are checked when it is first opened.
+    Local shards are memory-mapped; remote ones are kept on the local disk (see `shard_cache`), and the last two open.
+    Each shard's length, hash, schema and inner consistency are checked when it is first opened.
 
     Attributes:
         uri: as given.
@@ -64,6 +66,7 @@ class Dataset:
         self.uri = uri
         self._verify = verify
         self._filesystem, self._folder = storage.open_uri(uri)
+        self._cache = None if storage.is_local(self._filesystem) else ShardCache.from_environment()
         self.manifest = manifests.load_from(self._filesystem, self._folder)
         self.rows_per_shard = np.array([s.rows for s in self.manifest.shards], np.int64)
         self._first_row = np.concatenate([[0], np.cumsum(self.rows_per_shard)]).astype(np.int64)
@@ -136,17 +139,23 @@ class Dataset:
     def _read(self, info: manifests.FileInfo) -> pa.Buffer:
         path = self._path(info)
         try:
-            if storage.is_local(self._filesystem):
+            if self._cache is None:
                 buffer = pa.memory_map(path).read_buffer()
             else:
-                buffer = pa.py_buffer(storage.read_bytes(self._filesystem, path))
+                fetch = functools.partial(storage.read_bytes, self._filesystem, path)
+                buffer = self._cache.read(info.sha256, info.bytes, fetch)
         except (FileNotFoundError, IsADirectoryError) as error:
             raise DatasetError(f"{path} is missing, and the manifest names it: restore it or prepare again") from error
         if buffer.size != info.bytes:
             raise DatasetError(
                 f"{path} has {buffer.size} bytes, the manifest says {info.bytes}: it was cut; prepare again"
             )
-        if self._verify and hashlib.sha256(buffer).hexdigest() != info.sha256:
+        damaged = self._verify and hashlib.sha256(buffer).hexdigest() != info.sha256
+        if damaged and self._cache is not None:  # the copy on this disk, or the store?
+            self._cache.drop(info.sha256)
+            buffer = pa.py_buffer(storage.read_bytes(self._filesystem, path))
+            damaged = hashlib.sha256(buffer).hexdigest() != info.sha256
+        if damaged:
             raise DatasetError(f"{path} does not match its sha256 in the manifest: it was damaged; prepare again")
         return buffer
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from model.checkpoint import to_bytes
 from model.convert import Framework, to_theirs
 from model.settings import to_dict
-from pipelines import checkpoints, commit, storage
+from pipelines import checkpoints, commit, starting_weights, storage
 from pipelines.checkpoints import Checkpoint
 
 _ENDINGS = {
@@ -54,7 +54,7 @@ def run(config: ExportConfig) -> int:
         raise ValueError(f"--out for {config.to.value} must be a file that ends in {' or '.join(endings)}, got {got}")
     checkpoint = checkpoints.load(config.checkpoint)
     ours = checkpoints.load_detector(checkpoint).state_dict()
-    state = to_theirs(ours, config.to, checkpoints.load_remainder(checkpoint))
+    state = to_theirs(ours, config.to, starting_weights.load_remainder(checkpoint))
     state = {name: value.detach().contiguous() for name, value in state.items()}
     filesystem, path = storage.open_uri(config.out)
     commit.write_file(filesystem, path, _file(state, config.to, checkpoint, PurePosixPath(path).suffix), exclusive=True)
@@ -74,7 +74,7 @@ def _file(state: dict[str, Tensor], framework: Framework, checkpoint: Checkpoint
         content = {"state_dict": state, "meta": meta}
     if ending == ".pkl":
         content["model"] = {name: value.numpy() for name, value in state.items()}
-        return pickle.dumps(content, protocol=2)
+        return pickle.dumps(content, protocol=4)
     stream = io.BytesIO()
     torch.save(content, stream)
     return stream.getvalue()

@@ -18,12 +18,18 @@ from model.convert.conversion import COUNTER
 from model.convert.origins import Evidence, rules_of
 from model.convert.transfer import take_classes
 from model.settings import override
-from pipelines import checkpoints, class_lists, foreign_weights
+from pipelines import class_lists, foreign_weights, starting_weights
 from pipelines.class_lists import ClassOrder
 from pipelines.foreign_weights import ForeignWeights, WeightsError
 from pipelines.presets.named import preset
 
 _ONE_X = "1."
+# How the names of presets with each framework's rules begin.
+_PRESETS_OF = {
+    Framework.TORCHVISION: ("torchvision_",),
+    Framework.DETECTRON2: ("detectron2_",),
+    Framework.MMDETECTION: ("mmdet_", "nuimages_", "cityscapes_"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +142,7 @@ def run(config: ImportConfig) -> ImportResult:
         class_lists.own_list(weights.metadata),
         detector_config.keypoint.num_keypoints if detector_config.keypoint.enabled else 0,
     )
-    classes, notices = order.classes, list(weights.notices)
+    classes, notices = order.classes, [*weights.notices, *_preset_notices(config.preset, framework)]
     if config.classes:
         choice = class_lists.choose(config.classes, classes)
         state = take_classes(state, detector_config, choice.sources, config.seed)
@@ -145,7 +151,7 @@ def run(config: ImportConfig) -> ImportResult:
         notices += _class_notices(choice, order.classes, config.seed)
     detector = build_detector(detector_config)
     load_strict(detector, state, config.source)
-    checkpoint = checkpoints.save_weights(config.out, detector, classes, conversion.remainder)
+    checkpoint = starting_weights.save(config.out, detector, classes, conversion.remainder)
     return ImportResult(checkpoint.uri, framework, found, known, conversion, added, order, tuple(notices))
 
 
@@ -184,6 +190,11 @@ def _counters(conversion: Conversion, state: Mapping[str, Tensor]) -> dict[str, 
         for use in conversion.uses
         if use.ours.endswith(COUNTER) and use.ours not in state and bool(conversion.state[use.ours])
     }
+
+
+def _preset_notices(name: str, framework: Framework) -> list[str]:
+    others = {other.value for other, starts in _PRESETS_OF.items() if name.startswith(starts) and other != framework}
+    return [f"{name} has the rules of {other}, the weights are of {framework.value}" for other in others]
 
 
 def _class_notices(choice: class_lists.Choice, source: Sequence[Any], seed: int) -> list[str]:

@@ -55,7 +55,8 @@ class ShardPictures(NamedTuple):
         if not len(hashes):
             return np.zeros(len(self.hashes), bool)
         places = np.searchsorted(hashes, self.hashes).clip(max=len(hashes) - 1)
-        return np.equal(hashes[places], self.hashes)
+        same: npt.NDArray[np.bool_] = hashes[places] == self.hashes
+        return same
 
     def leak(self, hashes: Hashes) -> Leak:
         """Those among sorted hashes."""

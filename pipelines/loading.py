@@ -132,10 +132,17 @@ def _with_wanted(targets: Targets, images: Images, samples: Sequence[Sample], wa
 
 
 class Source(NamedTuple):
-    """A data set and how many samples of it stand in each batch over all workers."""
+    """A data set and how many samples of it stand in each batch over all workers.
+
+    Attributes:
+        dataset: to read.
+        per_batch: its samples in a batch.
+        repeats: float64 [samples], how often each comes an epoch (see `sampling.repeats`); None for once.
+    """
 
     dataset: Dataset
     per_batch: int
+    repeats: npt.NDArray[np.float64] | None = None
 
 
 class TrainBatches(TorchDataset[Batch]):
@@ -185,6 +192,7 @@ class TrainBatches(TorchDataset[Batch]):
                 source.per_batch,
                 seed + number,  # two copies of one data set must not walk in step
                 window,
+                source.repeats,
             )
             for number, source in enumerate(sources)
         ]
@@ -202,7 +210,7 @@ class TrainBatches(TorchDataset[Batch]):
         """Build this worker's share of batch `step`."""
         samples, seeds, ids = [], [], []
         for number, place in self.positions(step):
-            seed = sample_seed(self._seed + number, place.epoch, place.index)
+            seed = sample_seed(self._seed + number, place.epoch, place.index, place.copy)
             record = self._sources[number].dataset.record(place.index)
             rng = np.random.default_rng(seed)
             swaps = self._swaps[number]

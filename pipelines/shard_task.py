@@ -14,7 +14,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
-from pipelines import check, commit, dataset_writer, records, rejections, shards, source_index, storage
+from pipelines import careful, check, commit, dataset_writer, records, rejections, shards, source_index, storage
 from pipelines.datasets import cityscapes
 from pipelines.manifest import ShardInfo
 from pipelines.rejections import Reason, Rejection
@@ -87,13 +87,24 @@ def part_name(number: int) -> str:
     return f"{PLAN_FOLDER}/part-{number:05d}.json"
 
 
-def make_shard(task: ShardTask, number: int, faults: commit.Faults | None = None) -> ShardResult:
+def attempt_name(number: int) -> str:
+    """The note that a shard is being made, relative to the data set."""
+    return f"{PLAN_FOLDER}/attempt-{number:05d}"
+
+
+def make_shard(
+    task: ShardTask, number: int, faults: commit.Faults | None = None, judge: careful.Judge = check.check
+) -> ShardResult:
     """Make one shard, or find it made.
+
+    A note stands beside the plan while pictures are judged. Where one is found, an earlier attempt died on the way,
+    perhaps of a picture: then each is judged in a process of its own.
 
     Args:
         task: the plan.
         number: of the shard.
         faults: fault points for tests.
+        judge: `check.check`, but in tests.
 
     Raises:
         PlanConflictError: a shard of another plan has this name.
@@ -103,11 +114,18 @@ def make_shard(task: ShardTask, number: int, faults: commit.Faults | None = None
     found = find_shard(filesystem, folder, number, task.fingerprint)
     if found is not None:
         return found
-    part = storage.join(folder, part_name(number))
+    part, note = (storage.join(folder, name) for name in (part_name(number), attempt_name(number)))
+    died_before = storage.is_file(filesystem, note)
+    if not died_before:
+        commit.write_file(filesystem, note, b"", faults=faults)
+    with careful.CarefulJudge(judge) as in_own_process:
+        rows = source_index.from_json(storage.read_bytes(filesystem, part))
+        outcomes = list(_outcomes(task, rows, in_own_process if died_before else judge))
+    storage.delete_file(filesystem, note)
     kept: list[records.Record] = []
     lost: list[Rejection] = []
     instances_in = 0
-    for row, outcome in _outcomes(task, source_index.from_json(storage.read_bytes(filesystem, part))):
+    for row, outcome in outcomes:
         instances_in += len(row.annotations)
         if isinstance(outcome, Rejection):
             lost.append(outcome)
@@ -184,7 +202,9 @@ class _Folder:
             return check.reject_row(row, self._missing, field, f"{named}: {type(error).__name__}")
 
 
-def _outcomes(task: ShardTask, rows: list[RawRow]) -> Iterator[tuple[RawRow, check.Checked | Rejection]]:
+def _outcomes(
+    task: ShardTask, rows: list[RawRow], judge: careful.Judge
+) -> Iterator[tuple[RawRow, check.Checked | Rejection]]:
     pictures = _Folder(task.images, Reason.MISSING_PICTURE)
     labels = _Folder(task.labels, Reason.MISSING_LABELS) if task.labels else None
     maps = _Folder(task.semantic, Reason.MISSING_MAP) if task.semantic else None
@@ -207,7 +227,7 @@ def _outcomes(task: ShardTask, rows: list[RawRow]) -> Iterator[tuple[RawRow, che
         elif isinstance(semantic, Rejection):
             yield row, semantic
         else:
-            yield row, check.check(row, data, task.rules, semantic)
+            yield row, judge(row, data, task.rules, semantic)
 
 
 def _labelled(row: RawRow, labels: _Folder) -> RawRow | Rejection:

@@ -92,11 +92,10 @@ def _page(place: str, plan: Plan, trials: Sequence[Trial]) -> str:
         for trial in trials
     ]  # fmt: skip
     page.table(["trial", plan.metric, "pictures", *names, "failed"], rows, decimals=5)
-    page.section("Settings and outcome")
+    page.section("Settings, outcome and learning")
     shown = [trial for trial in trials if trial.value is not None]
     lines = {trial.id: [*(_plain(trial.choices.get(name)) for name in names), trial.value or 0.0] for trial in shown}
     page.parallel_coordinates("One line a trial", [*names, plan.metric], lines)
-    page.section("Learning curves")
     curves = {trial.id: [(float(point.samples), point.value) for point in trial.points] for trial in shown}
     page.line_chart(plan.metric, curves, "pictures seen", plan.metric)
     return page.save(f"{place}/report.html")

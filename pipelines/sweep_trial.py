@@ -19,6 +19,7 @@ from pipelines.config import TrainConfig
 from pipelines.sweep_space import Dimension, chosen_settings, with_settings
 
 _POLL_S = 1.0
+_LOGGED_WITHIN_S = 120.0
 _POINTER = "pointer.json"
 _TRIAL_FILE = "trial.json"
 
@@ -117,10 +118,7 @@ def measure(plan: Plan, config: TrainConfig, checkpoint: checkpoints.Checkpoint)
         ValueError: it cannot be measured.
     """
     if not plan.is_measured:
-        history = _logged(*train.tracking_of(config.out), plan.metric)
-        if not history:
-            raise ValueError(f"{config.out} has no {plan.metric} at {config.tracking_uri}: see that it can be written")
-        return history[max(step for step in history if step <= checkpoint.step)]
+        return _logged(config, plan.metric, checkpoint.step)
     found = evaluate.run(
         evaluate.EvaluateConfig(
             checkpoint=checkpoint.uri,
@@ -138,12 +136,28 @@ def measure(plan: Plan, config: TrainConfig, checkpoint: checkpoints.Checkpoint)
     return numbers[name]
 
 
-def _logged(uri: str, run_id: str, metric: str) -> dict[int, float]:
-    """A metric by step; unlike a `Tracker`, reading it leaves a finished run finished."""
+def _logged(config: TrainConfig, metric: str, step: int) -> float:
+    """A metric of the training itself, logged at a step or next to it.
+
+    Unlike a `Tracker`, reading it leaves a finished run finished.
+
+    Raises:
+        ValueError: it was not logged, though some time was given.
+    """
     from mlflow.tracking import MlflowClient  # noqa: PLC0415 -- takes seconds
 
-    rows = MlflowClient(tracking_uri=uri or None).get_metric_history(run_id, metric)
-    return {row.step: row.value for row in rows}
+    uri, run_id = train.tracking_of(config.out)
+    client, end = MlflowClient(tracking_uri=uri or None), time.monotonic() + _LOGGED_WITHIN_S
+    while True:
+        # The workers' metrics take another way than their checkpoints, and may come later.
+        rows = {row.step: float(row.value) for row in client.get_metric_history(run_id, metric)}
+        is_late = time.monotonic() > end
+        # Where the process that passed them on was killed, those of this step never come, but later ones do.
+        if rows and (step in rows or max(rows) > step or is_late):
+            return rows[min(rows, key=lambda logged: abs(logged - step))]
+        if is_late:
+            raise ValueError(f"{config.out} has no {metric} at {uri}: see that MLflow can be written")
+        time.sleep(_POLL_S)
 
 
 def run_trial(plan: Plan, choices: Mapping[str, Any]) -> None:

@@ -144,8 +144,10 @@ class Tracker:
 
         self._with_client(f"keep {name}", log)
 
-    def register(self, name: str, folder: str) -> str:
+    def register(self, name: str, folder: str, checkpoint: str) -> str:
         """Make a folder of the run's artifacts the next version of a registered model; its number, or empty.
+
+        A checkpoint (its hash) of a run is registered once: later calls give the same version.
 
         The version is its plain files: nothing is pickled, and `models:/NAME/VERSION` downloads them as they are.
         """
@@ -159,8 +161,13 @@ class Tracker:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+            for version in client.search_model_versions(f"name='{name}'"):
+                if version.run_id == self.run_id and version.tags.get("checkpoint") == checkpoint:
+                    made.append(str(version.version))
+                    return
             source = f"{client.get_run(self.run_id).info.artifact_uri}/{folder}"
-            made.append(str(client.create_model_version(name, source, self.run_id).version))
+            tags = {"checkpoint": checkpoint}
+            made.append(str(client.create_model_version(name, source, self.run_id, tags=tags).version))
 
         self._with_client(f"register {name}", register)
         return made[0] if made else ""

@@ -249,7 +249,7 @@ def _register(tracker: Tracker, name: str, chosen: checkpoints.Checkpoint) -> st
     """Keep a checkpoint's model with the run, as plain files, and register it; `models:/NAME/VERSION` or empty."""
     for file, content in checkpoints.model_files(chosen).items():
         tracker.file("model", file, content)
-    version = tracker.register(name, "model")
+    version = tracker.register(name, "model", chosen.hash)
     return f"models:/{name}/{version}" if version else ""
 
 

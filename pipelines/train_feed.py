@@ -11,6 +11,7 @@ from pipelines.config import TrainConfig, batch_shares
 from pipelines.dataset import Dataset
 from pipelines.loading import Batch, Source, TrainBatches, stream
 from pipelines.order import Position
+from pipelines.sampling import repeats
 from pipelines.train_state import Part
 from pipelines.transforms import Wanted
 
@@ -52,7 +53,10 @@ def build_batches(config: TrainConfig, place: Place) -> WorkerBatches:
     """This worker's batches."""
     sets = [Dataset(uri) for uri in config.train]
     shares = batch_shares(config.optim.batch, config.ratio or tuple(len(dataset) for dataset in sets))
-    return WorkerBatches([Source(dataset, share) for dataset, share in zip(sets, shares, strict=True)], config, place)
+    sources = [
+        Source(dataset, share, repeats(dataset, config.sampling)) for dataset, share in zip(sets, shares, strict=True)
+    ]
+    return WorkerBatches(sources, config, place)
 
 
 def to_device(value: Any, device: torch.device) -> Any:

@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import ray
 
 from pipelines import commit, storage, sweep_space, sweep_tracking, train
+from pipelines.coco_metrics import STAT_NAMES
 from pipelines.config import TrainConfig
+from pipelines.loop import METRICS
 from pipelines.presets import preset
 from pipelines.ray_session import ray_session
 from pipelines.sweep_results import SweepResult, Trial, finish, load_trial
 from pipelines.sweep_runner import Search, concurrency, fit, require_dashboard
-from pipelines.sweep_search import Algorithm, Scheduler
+from pipelines.sweep_search import Algorithm, Scheduler, searcher, space
 from pipelines.sweep_trial import Plan, trial_config
 from pipelines.sweeps import sweep
 
@@ -84,14 +86,15 @@ class TuneConfig:
         for name in ("max_concurrent", "pictures_per_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
-        kind, _, rest = self.metric.partition("/")
-        if kind not in ("box", "mask", "loss") or not rest:
-            raise ValueError(f"metric is {self.metric!r}, wanted one such as mask/AP, box/AP50 or loss/total")
+        measured = [f"{kind}/{name}" for kind in ("mask", "box") for name in STAT_NAMES if name.startswith("AP")]
+        logged = [name for name in METRICS if name.startswith("loss/")]
+        if self.metric not in (*measured, *logged):
+            raise ValueError(f"metric is {self.metric!r}, wanted one of {', '.join((*measured, *logged))}")
         for name in ("train", "out"):
             if not getattr(self, name):
                 wanted = "prepared data sets" if name == "train" else "a folder"
                 raise ValueError(f"a sweep needs --{name}: give {wanted}")
-        if kind != "loss" and not self.val:
+        if self.metric in measured and not self.val:
             raise ValueError(f"the metric {self.metric} needs --val: give a prepared data set, or --metric loss/total")
 
     @property
@@ -107,6 +110,8 @@ def base_run(config: TuneConfig) -> TrainConfig:
         ValueError: no such preset, or a setting that does not fit.
     """
     out = storage.canonical_uri(config.out)
+    if "://" in out and not config.tracking_uri:
+        raise ValueError(f"{out} cannot hold the sweep's database: give --tracking-uri, such as http://mlflow:5000")
     database = f"sqlite:///{out}/mlflow.db" if "://" not in out else ""
     base = preset(config.preset)
     settings: dict[str, Any] = {
@@ -136,6 +141,9 @@ def plan_of(config: TuneConfig, name: str) -> Plan:
     base = base_run(config)
     dimensions = (*(sweep(name, base) if name else ()), *map(sweep_space.parse_dimension, config.search))
     sweep_space.check(base, dimensions)
+    # What cannot be searched is refused here, before Ray starts and the folder is claimed.
+    space(dimensions, config.algorithm)
+    searcher(config.algorithm, config.mode, config.seed, 1)
     train.resolve(dataclasses.replace(base, out=f"{base.out}/check"))
     return Plan(base, dimensions, config.metric, config.reports, config.gpu)
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import BackboneConfig
-from model.norms import build_norm
+from model.norms import FrozenBatchNorm, build_norm
 from model.ops.deform_conv import deform_conv2d
 
 NormLayer = Callable[[int], nn.Module]
@@ -32,12 +32,14 @@ def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int 
 class DeformableConv(nn.Conv2d):
     """A 3 x 3 convolution whose taps move by offsets that a second convolution predicts, zero at first."""
 
-    def __init__(self, channels: int, stride: int, groups: int, offset_groups: int, modulated: bool) -> None:
+    def __init__(
+        self, channels: int, stride: int, dilation: int, groups: int, offset_groups: int, modulated: bool
+    ) -> None:
         """Take the width, which it keeps, and whether the samples are weighed too (version 2)."""
-        super().__init__(channels, channels, 3, stride, 1, groups=groups, bias=False)
+        super().__init__(channels, channels, 3, stride, dilation, dilation, groups, bias=False)
         self.num_offsets = 18 * offset_groups
         outputs = (27 if modulated else 18) * offset_groups
-        self.offset = nn.Conv2d(channels, outputs, 3, stride, 1)
+        self.offset = nn.Conv2d(channels, outputs, 3, stride, dilation, dilation)
 
     def reset_offsets(self) -> None:
         """Set the offsets to zero, which is where training starts."""
@@ -49,8 +51,10 @@ class DeformableConv(nn.Conv2d):
         """Map x [B, C, H, W] to [B, C, H / stride, W / stride]."""
         moves = self.offset(x)
         offset, mask = moves[:, : self.num_offsets], moves[:, self.num_offsets :]
-        stride, padding = (self.stride[0], self.stride[1]), (1, 1)
-        return deform_conv2d(x, self.weight, offset, mask.sigmoid() if mask.shape[1] else None, stride, padding)
+        weights = mask.sigmoid() if mask.shape[1] else None
+        stride, dilation = (self.stride[0], self.stride[1]), (self.dilation[0], self.dilation[1])
+        # The padding is the dilation, so that only the stride changes the size.
+        return deform_conv2d(x, self.weight, offset, weights, stride, dilation, dilation)
 
 
 class Shortcut(nn.Module):
@@ -105,6 +109,18 @@ class NonLocalBlock(nn.Module):
         self.query, self.key, self.value = (nn.Conv2d(channels, inner, 1) for _ in range(3))
         self.out = nn.Conv2d(inner, channels, 1)
         self.norm = norm(channels)
+
+    def reset_output(self) -> None:
+        """Make the block the identity, so that it can be put into a trained network.
+
+        A trained norm would bring the smallest output to unit size, so there its factor is what starts at zero.
+        """
+        assert self.out.bias is not None
+        nn.init.zeros_(self.out.bias)
+        is_constant = isinstance(self.norm, FrozenBatchNorm)
+        weight = self.out.weight if is_constant else self.norm.weight
+        assert isinstance(weight, Tensor)
+        nn.init.zeros_(weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, C, H, W] to the same shape."""

@@ -74,7 +74,7 @@ def _block_convs(config: BackboneConfig, index: int, inputs: int, stride: int, d
     width = (groups * config.group_width or config.stem_channels) << index
     first, second = (stride, 1) if config.stride_in is StrideIn.FIRST_1X1 else (1, stride)
     if index + 2 in config.deformable_stages:
-        middle: nn.Conv2d = DeformableConv(width, second, groups, config.deformable_groups, config.modulated)
+        middle: nn.Conv2d = DeformableConv(width, second, dilation, groups, config.deformable_groups, config.modulated)
     else:
         middle = conv(width, width, 3, second, dilation, groups)
     return [conv(inputs, width, 1, first), middle, conv(width, outputs, 1)]
@@ -88,10 +88,7 @@ def _initialise(module: nn.Module) -> None:
         if isinstance(part, DeformableConv):
             part.reset_offsets()
         elif isinstance(part, NonLocalBlock):
-            # The block starts as the identity, so that it can be put into a trained network.
-            nn.init.zeros_(part.out.weight)
-            assert part.out.bias is not None
-            nn.init.zeros_(part.out.bias)
+            part.reset_output()
 
 
 class ResNet(nn.Module):

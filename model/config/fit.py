@@ -10,6 +10,8 @@ from model.config.switches import (
     BackboneKind,
     FeatureKind,
     MaskActivation,
+    MaskKind,
+    Norm,
     PoolOperation,
     PoolReduction,
     RoIKind,
@@ -27,17 +29,33 @@ def require_fit(config: DetectorConfig) -> None:
         require(not config.keypoint.enabled, "keypoint.enabled", True, f"false with roi {config.roi.value}")
     require(not config.semantic.enabled or config.roi is RoIKind.HTC, "roi", config.roi.value,
             "htc with semantic.enabled")  # fmt: skip
-    require(config.mask.enabled or config.roi is not RoIKind.HTC, "mask.enabled", False, "true with roi htc")
+    if config.roi is RoIKind.HTC:
+        _require_htc(config)
     if config.features is FeatureKind.C4:
         layers = config.box.num_fcs + config.box.num_convs
         require(layers == 0, "box.num_fcs + box.num_convs", layers, "0 with features c4, whose fifth stage is the head")
         require(not config.keypoint.enabled, "keypoint.enabled", True, "false with features c4")
+        require(config.backbone.norm not in (Norm.BATCH, Norm.SYNC), "backbone.norm", config.backbone.norm.value,
+                "frozen, fixed or group with features c4, whose fifth stage runs on padded RoIs")  # fmt: skip
     pooler, mask = config.pooler, config.mask
     is_max = pooler.reduction is PoolReduction.MAX and pooler.operation is not PoolOperation.POOL
     require(pooler.sampling_ratio > 0 or not is_max, "pooler.sampling_ratio", pooler.sampling_ratio,
             "> 0 with the maximum of a bin's samples (the paper takes 2)")  # fmt: skip
     is_clash = mask.class_agnostic and mask.activation is MaskActivation.SOFTMAX
     require(not is_clash, "mask.activation", mask.activation.value, "sigmoid with mask.class_agnostic")
+
+
+def _require_htc(config: DetectorConfig) -> None:
+    """HTC's own rules, which the settings it shares with the cascade cannot change."""
+    cascade, mask, semantic = config.cascade, config.mask, config.semantic
+    require(mask.enabled, "mask.enabled", False, "true with roi htc")
+    require(mask.kind is MaskKind.FCN, "mask.kind", mask.kind.value, "fcn with roi htc, which hands its features on")
+    require(cascade.mask_each_stage, "cascade.mask_each_stage", False, "true with roi htc")
+    require(cascade.resample, "cascade.resample", False, "true with roi htc")
+    require(cascade.feature_gradient == 1, "cascade.feature_gradient", cascade.feature_gradient, "1 with roi htc")
+    fits = not semantic.enabled or semantic.channels == config.fpn_channels
+    require(fits, "semantic.channels", semantic.channels,
+            f"fpn_channels ({config.fpn_channels}), since its feature is added to the pyramid's")  # fmt: skip
 
 
 def _require_backbone(config: BackboneConfig, features: FeatureKind) -> None:

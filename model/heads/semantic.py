@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from model.config import SemanticHeadConfig
 
 _UNKNOWN = 255
+_FINEST_STRIDE = 4
 
 
 class SemanticHead(nn.Module):
@@ -52,7 +53,7 @@ class SemanticHead(nn.Module):
             semantic: uint8 [B, H, W]; the cell takes its first pixel's class.
         """
         config = self.config
-        step = semantic.shape[-1] // logits.shape[-1]
+        step = _FINEST_STRIDE << config.fusion_level
         wanted = semantic[:, ::step, ::step].to(torch.int64)
         wanted = torch.where(wanted == config.ignore_label, _UNKNOWN, wanted)
         loss = F.cross_entropy(logits.float(), wanted, reduction="none", ignore_index=_UNKNOWN)

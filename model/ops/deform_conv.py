@@ -8,7 +8,13 @@ from torch import Tensor
 
 
 def deform_conv2d(
-    x: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+    x: Tensor,
+    weight: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """Convolve x, each tap of the kernel displaced by an offset of its own at each output cell.
 
@@ -22,6 +28,7 @@ def deform_conv2d(
         mask: [N, g k k, h, w] in 0..1, factor of each tap's sample; None for 1.
         stride: cells along y and x.
         padding: cells along y and x.
+        dilation: cells from tap to tap along y and x, before the offsets.
 
     Returns:
         [N, K, h, w] in the type of `x`.
@@ -33,6 +40,7 @@ def deform_conv2d(
             weight.float(),
             stride=stride,
             padding=padding,
+            dilation=dilation,
             mask=None if mask is None else mask.float(),
         )
     return cast(Tensor, out).to(x.dtype)

@@ -83,7 +83,7 @@ DETECTRON2 = (
     _run("cascade_mask_rcnn_r50_fpn", _1X, 42.1, 36.4, 4.0, 0.052),
     _run("cascade_mask_rcnn_r50_fpn", _3X, 44.3, 38.5, 4.0, 0.053),
     _run("mask_rcnn_r50_fpn_syncbn", _3X, 41.9, 37.8, 5.5, 0.053,
-         note="norms measured anew at the end of training; a later revision has the stride in the 3x3"),
+         note="norms measured anew at the end; revisions of its file disagree on the place of the stride"),
     _run("mask_rcnn_r50_fpn_gn", _3X, 42.6, 38.6, 7.3, 0.069),
     _run("scratch_mask_rcnn_r50_fpn_gn", _3X, 39.9, 36.6, 9.8, 0.069, init="none"),
     _run("scratch_mask_rcnn_r50_fpn_gn_std", _9X, 43.7, 39.6, 7.2, 0.061, init="none"),

@@ -66,7 +66,7 @@ NUIMAGES = (
               note="one picture on each of 16 GPUs"),
 )  # fmt: skip
 
-# Appendix A of the paper; `maskray import --classes` copies the rows of the output layers that classes share.
+# Appendix A of the paper; `maskray import --classes cityscapes` copies the rows of the classes that both have.
 _CLASSES_FROM_COCO = "person, car, train, truck, motorcycle, bus and bicycle take COCO's weights, rider starts anew"
 
 CITYSCAPES = (

@@ -66,7 +66,8 @@ class Preset:
         detector: name of the detector in `DETECTORS`.
         recipe: how it is trained.
         published: what its source reports.
-        init: the weights it starts from; give them with --init.
+        init: the weights it starts from; give them with --init. ImageNet's fit the detector's picture settings: RGB are
+            torchvision's (ResNeXt: MMDetection's), BGR with a deviation of 1 the original MSRA ones of Caffe.
     """
 
     name: str

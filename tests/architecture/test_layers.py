@@ -44,7 +44,7 @@ model.convert.description | model.convert.mmdetection_config
 model.convert | model.convert.origins
 
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
-    | pipelines.array_pickle
+    | pipelines.array_pickle | pipelines.shard_cache
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session
     | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
@@ -61,26 +61,27 @@ pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.c
     | pipelines.train_state | pipelines.doctor | pipelines.coco_metrics
     | pipelines.config_file | pipelines.sweep_space
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
-    | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
+    | pipelines.loading | pipelines.sampling | pipelines.inference | pipelines.gallery | pipelines.picture_score
+    | pipelines.coco_export
     | pipelines.leakage | pipelines.labelled_rates | pipelines.holdout | pipelines.selection | pipelines.provenance
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
-    | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists
+    | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists | pipelines.starting_weights
     | pipelines.validation | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
     | pipelines.pseudo_labels | pipelines.distill_outputs
 pipelines.loop | pipelines.review
 pipelines.inbox | pipelines.evaluator
 pipelines.train_worker
 pipelines.follower
-pipelines.shard_task | pipelines.predict | pipelines.inspect | pipelines.report
-pipelines.part_files | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
+pipelines.careful | pipelines.predict | pipelines.inspect | pipelines.report
+pipelines.shard_task | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
     | pipelines.audit | pipelines.distill_config
-pipelines.prepare | pipelines.train | pipelines.distill_report
-pipelines.distill
+pipelines.part_files | pipelines.train | pipelines.distill_report
+pipelines.prepare | pipelines.distill
 pipelines.run_report | pipelines.sweep_trial | pipelines.sweeps
 pipelines.sweep_results | pipelines.sweep_runner
 pipelines.sweep_tracking
 pipelines.tune
-pipelines.demo | pipelines.cli_clusters
+pipelines.demo | pipelines.cli_clusters | pipelines.cli_distill | pipelines.cli_weights
 pipelines.cli
 pipelines.__main__
 """

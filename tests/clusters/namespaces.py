@@ -20,7 +20,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -115,7 +114,8 @@ def machines(count: int) -> Iterator[list[Machine]]:
         for k, (name, address) in enumerate(addresses.items(), 1):
             machine = Machine(name, address, _files(folder / name, name, addresses))
             stack.callback(machine.kill)
-            _connect(machine, f"mrb{number}", f"mrv{number}-{k}")
+            # The kernel may still hold the cable of a machine killed a moment ago.
+            _connect(machine, f"mrb{number}", f"mrv{number}-{k}-{secrets.token_hex(2)}")
             made.append(machine)
         yield made
 
@@ -123,23 +123,27 @@ def machines(count: int) -> Iterator[list[Machine]]:
 def start_ray(nodes: Sequence[Machine], cpus: int = 1, env: Mapping[str, str] | None = None) -> str:
     """Start a Ray cluster whose head is the first machine; its address."""
     address = f"{nodes[0].address}:{_RAY_PORT}"
-    start_ray_node(nodes[0], address, cpus, env)
-    with ThreadPoolExecutor(len(nodes)) as pool:
-        list(pool.map(lambda node: start_ray_node(node, address, cpus, env), nodes[1:]))
+    for node in nodes:
+        start_ray_node(node, address, cpus, env)
     return address
 
 
 def start_ray_node(node: Machine, address: str, cpus: int = 1, env: Mapping[str, str] | None = None) -> None:
     """Start Ray on one machine, as head where the cluster's address is the machine's own."""
-    ray = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--num-cpus={cpus}", "--num-gpus=0",
-           "--object-store-memory=100000000", f"--node-ip-address={node.address}", "--disable-usage-stats"]  # fmt: skip
+    ray = [sys.executable, "-m", "ray.scripts.scripts"]
+    where = [f"--num-cpus={cpus}", "--num-gpus=0", "--object-store-memory=100000000", "--disable-usage-stats",
+             f"--node-ip-address={node.address}"]  # fmt: skip
     head = address == f"{node.address}:{_RAY_PORT}"
     # Jobs come from other machines too, and every request needs the token.
     dashboard = f"--dashboard-host={node.address}"
-    where = ["--head", f"--port={_RAY_PORT}", dashboard] if head else [f"--address={address}"]
-    done = node.run([*ray, *where], env, timeout_s=120)
-    if done.returncode:
-        raise RuntimeError(f"Ray did not start on {node.name}: {done.stdout}{done.stderr}")
+    where += ["--head", f"--port={_RAY_PORT}", dashboard] if head else [f"--address={address}"]
+    for _ in range(3):
+        done = node.run([*ray, "start", *where], env, timeout_s=120)
+        if done.returncode == 0:
+            return
+        # Ray gives a node 30 s, which a busy computer may not keep. What it stops is this machine's alone.
+        node.run([*ray, "stop", "--force"], env)
+    raise RuntimeError(f"Ray did not start on {node.name}: {done.stdout}{done.stderr}")
 
 
 def _ip(*arguments: str) -> subprocess.CompletedProcess[str]:

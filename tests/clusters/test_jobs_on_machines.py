@@ -71,7 +71,7 @@ class Cluster:
         root = str(Path(__file__).parents[2])
         return [sys.executable, "-m", "pipelines", *words], {**self.env, "PYTHONPATH": root}
 
-    def maskray(self, *words, timeout_s=180):
+    def maskray(self, *words, timeout_s=400):
         command, env = self.client_command(*words)
         return self.client.run(command, env, timeout_s)
 

@@ -48,6 +48,22 @@ def test_levels_have_one_width_and_the_stated_strides():
         assert level.shape == (2, 12, 128 // stride, 192 // stride)
 
 
+@pytest.mark.parametrize("norm", [Norm.BATCH, Norm.GROUP])
+def test_a_normalised_pyramid_equals_torchvision_s(norm):
+    torch.manual_seed(0)
+    layer = nn.BatchNorm2d if norm is Norm.BATCH else lambda width: nn.GroupNorm(12, width)
+    ours = FeaturePyramid(GivenMaps(), WIDTHS, 12, norm)
+    peer = FeaturePyramidNetwork(list(WIDTHS), 12, LastLevelMaxPool(), norm_layer=layer)
+    for mine, theirs in zip([*ours.lateral, *ours.output], [*peer.inner_blocks, *peer.layer_blocks], strict=True):
+        assert mine.bias is None
+        theirs[0].load_state_dict({"weight": mine.weight})
+        theirs[1].load_state_dict(mine.norm.state_dict())
+    pixels = torch.zeros(2, 3, 64, 96)
+    wanted = peer({str(i): map_ for i, map_ in enumerate(GivenMaps()(pixels))})
+    for level, theirs in zip(ours(pixels), wanted.values(), strict=True):
+        torch.testing.assert_close(level, theirs)
+
+
 def test_widths_and_maps_must_be_as_many():
     pyramid = FeaturePyramid(GivenMaps(), WIDTHS[:3], 12)
     with pytest.raises(ValueError, match=r"zip\(\) argument 2 is longer"):

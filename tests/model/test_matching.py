@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from model.boxes import pairwise_iou
-from model.matching import match, positive_quota, random_keys, sample
+from model.matching import ignored, match, object_weights, positive_quota, random_keys, sample
+from tests.model.tiny_batch import plain_targets
 
 
 def match_one(iou, min_best_iou):
@@ -73,6 +74,47 @@ def test_of_several_objects_a_box_is_best_for_the_last():
     found = match(boxes, objects, torch.ones(1, 2, dtype=torch.bool))
     assert found.best.tolist() == [[0, 0]]
     assert found.best_of.tolist() == [[1, -1]]
+
+
+def test_boxes_that_take_no_part_are_nobody_s_best():
+    boxes = torch.tensor([[0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [0.0, 0.0, 10.0, 5.0]])
+    objects, valid = torch.tensor([[[0.0, 0.0, 10.0, 10.0]]] * 3), torch.ones(3, 1, dtype=torch.bool)
+    part = torch.tensor([[True, True, True], [False, True, True], [False, False, False]])
+    found = match(boxes, objects, valid, taking_part=part)
+    assert found.is_best.tolist() == [[True, False, False], [False, True, False], [False, False, False]]
+    torch.testing.assert_close(found.iou, torch.where(part, torch.tensor([1.0, 0.8, 0.5]), -1.0))
+
+
+# (box, is ignored) beside a region of 40..60 x 40..60, of which at least half must be covered.
+REGION = [40.0, 40.0, 60.0, 60.0]
+IGNORED = {
+    "inside": ([45.0, 45.0, 55.0, 55.0], True),
+    "the-region": (REGION, True),
+    "half": ([50.0, 40.0, 70.0, 60.0], True),
+    "less-than-half": ([50.5, 40.0, 70.5, 60.0], False),
+    "around": ([0.0, 0.0, 100.0, 100.0], False),
+    "elsewhere": ([0.0, 0.0, 10.0, 10.0], False),
+    "no-extent": ([45.0, 45.0, 45.0, 45.0], False),
+}
+
+
+@pytest.mark.parametrize(("box", "wanted"), IGNORED.values(), ids=IGNORED)
+def test_a_box_at_least_half_in_a_region_is_ignored(box, wanted):
+    targets = plain_targets([[[0.0, 0.0, 5.0, 5.0], REGION]], [[True, False]])
+    assert ignored(torch.tensor([box]), targets).tolist() in (False, [[False]])
+    region = targets._replace(ignore=torch.tensor([[False, True]]))
+    assert ignored(torch.tensor([box]), region).tolist() == [[wanted]]
+    assert ignored(torch.tensor([[box]]), region).tolist() == [[wanted]]
+    nowhere = targets._replace(ignore=torch.tensor([[False, False]]))
+    assert ignored(torch.tensor([box]), nowhere).tolist() == [[False]]
+
+
+def test_a_positive_has_its_object_s_weight_and_a_negative_one():
+    targets = plain_targets([[[0.0, 0.0, 5.0, 5.0]] * 3], [[True] * 3])
+    objects, positive = torch.tensor([[2, 0, 1]]), torch.tensor([[True, True, False]])
+    assert object_weights(targets, objects, positive).expand(1, 3).tolist() == [[1.0, 1.0, 1.0]]
+    weighted = targets._replace(weights=torch.tensor([[0.5, 0.25, 0.0]]))
+    assert object_weights(weighted, objects, positive).tolist() == [[0.0, 0.5, 1.0]]
 
 
 SEEDS = [0, 1, 2, 7, 2**31, 2**32 - 1, 2**32, 2**40 + 3, 2**63 - 1, -1, -(2**63)]

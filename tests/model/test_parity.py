@@ -122,11 +122,10 @@ def test_proposals(case):
     wanted = fixture["rpn/proposals"]
     assert len(boxes) == len(wanted)
     # Near the end of the list rounding decides; all others are there, with their scores.
-    overlap, place = pairwise_iou(wanted, boxes).max(dim=1)
-    shared = overlap >= 0.999
-    assert shared.float().mean() >= 0.995
     scores = fixture["rpn/scores"].sigmoid() if fixture.peer == "detectron2" else fixture["rpn/scores"]
-    close(found.scores[0][place][shared], scores[shared], atol=1e-3)
+    same_score = (scores[:, None] - found.scores[0][found.valid[0]]).abs() <= 1e-3
+    shared = ((pairwise_iou(wanted, boxes) >= 0.999) & same_score).any(dim=1)
+    assert shared.float().mean() >= 0.995
 
 
 def box_crops(detector, features, rois):
@@ -247,11 +246,18 @@ def trained(fixture, detector, variant):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
     images, targets = parity.train_batch(fixture, "image1_without_objects" in variant)
-    features = detector.features(images)
+    values = normalise(images, detector.mean, detector.std, fixture.config.picture.channel_order)
+    ours = variant == "norm_batch_stats"
+    if ours:
+        # In channels-last memory torch's batch statistics on a CPU are 60 times less exact (1e-3 at the pyramid), which
+        # changes which proposals there are.
+        values = values.contiguous()
+        for parameter in detector.parameters():
+            parameter.data = parameter.data.contiguous()
+    features = detector.pyramid(values)
     output = detector.rpn(features)
     losses = detector.rpn.losses(output, targets, images.sizes_hw)
     # The recorded proposals are of the fixed statistics.
-    ours = variant == "norm_batch_stats"
     proposals = detector.rpn.proposals(output, images.sizes_hw) if ours else parity.train_proposals(fixture)
     losses.update(detector.roi.losses(features, proposals, targets, images.sizes_hw))
     assert tuple(losses) == loss_names(fixture.config)

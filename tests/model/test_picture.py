@@ -2,9 +2,11 @@
 
 import itertools
 
+import cv2
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from model.config import PictureConfig, ResizeKernel, ResizeRounding
@@ -88,6 +90,74 @@ def test_resized_pixels_equal_torchvision_s(size, dtype):
 def test_a_picture_of_the_right_size_keeps_its_values():
     picture = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(resize(picture, (20, 30), ResizeKernel.FLOAT_BILINEAR), picture.float())
+
+
+SIZES = [((90, 131), (60, 87)), ((33, 50), (66, 100)), ((41, 7), (20, 3)), ((5, 5), (1, 1)), ((1, 9), (3, 4))]
+
+
+def byte_picture(size):
+    return torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+
+
+def bilinear_at_centres(picture, size):
+    """Bilinear without antialias at cells' centres, as loops, in single precision."""
+    rows, columns = picture.shape[-2:]
+    out = torch.zeros(3, *size)
+    for i in range(size[0]):
+        for j in range(size[1]):
+            y, x = max((i + 0.5) * rows / size[0] - 0.5, 0), max((j + 0.5) * columns / size[1] - 0.5, 0)
+            y0, x0 = int(y), int(x)
+            y1, x1 = min(y0 + 1, rows - 1), min(x0 + 1, columns - 1)
+            top = picture[:, y0, x0] * (1 - (x - x0)) + picture[:, y0, x1] * (x - x0)
+            bottom = picture[:, y1, x0] * (1 - (x - x0)) + picture[:, y1, x1] * (x - x0)
+            out[:, i, j] = top * (1 - (y - y0)) + bottom * (y - y0)
+    return out
+
+
+@pytest.mark.parametrize(("size", "new"), SIZES, ids=str)
+def test_pillow_s_kernel_is_pillow(size, new):
+    picture = byte_picture(size)
+    found = resize(picture, new, ResizeKernel.PIL_BILINEAR)
+    whole = Image.new("RGB", size[::-1])
+    whole.putdata([tuple(pixel) for pixel in picture.permute(1, 2, 0).reshape(-1, 3).tolist()])
+    shrunk = whole.resize(new[::-1], Image.Resampling.BILINEAR)
+    wanted = [shrunk.getpixel((x, y)) for y in range(new[0]) for x in range(new[1])]
+    assert found.dtype == torch.uint8
+    assert found.permute(1, 2, 0).reshape(-1, 3).tolist() == [list(pixel) for pixel in wanted]
+
+
+@pytest.mark.parametrize(("size", "new"), SIZES, ids=str)
+def test_opencv_s_kernel_is_bilinear_in_bytes_without_antialias(size, new):
+    picture = byte_picture(size)
+    found = resize(picture, new, ResizeKernel.CV2_BILINEAR)
+    channels = [cv2.resize(c.numpy(), new[::-1], interpolation=cv2.INTER_LINEAR) for c in picture]
+    assert found.dtype == torch.uint8
+    assert torch.equal(found, torch.from_numpy(np.stack(channels)))
+    if new[0] * 2 != size[0]:  # an exact half is an average of four in OpenCV
+        assert (found - bilinear_at_centres(picture.float(), new)).abs().max() <= 1
+
+
+@pytest.mark.parametrize(("size", "new"), SIZES, ids=str)
+def test_the_float_kernel_equals_the_loop(size, new):
+    found = resize(byte_picture(size), new, ResizeKernel.FLOAT_BILINEAR)
+    torch.testing.assert_close(found, bilinear_at_centres(byte_picture(size).float(), new), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("kernel", [ResizeKernel.PIL_BILINEAR, ResizeKernel.CV2_BILINEAR])
+def test_kernels_on_bytes_keep_a_picture_of_the_right_size_and_refuse_floats(kernel):
+    picture = byte_picture((20, 30))
+    assert torch.equal(resize(picture, (20, 30), kernel), picture)
+    with pytest.raises(ValueError, match=rf"^{kernel.value} resizes bytes, got torch.float32: give the decoded"):
+        resize(picture.float(), (10, 15), kernel)
+
+
+def test_only_pillow_s_kernel_averages_what_it_shrinks():
+    stripes = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    stripes[:, :, ::4] = 255
+    means = {kernel: resize(stripes, (16, 16), kernel).float().std().item() for kernel in ResizeKernel}
+    assert means[ResizeKernel.PIL_BILINEAR] < 30
+    assert means[ResizeKernel.FLOAT_BILINEAR] == means[ResizeKernel.CV2_BILINEAR] == 0
+    assert resize(stripes, (16, 16), ResizeKernel.CV2_BILINEAR).max() == 0
 
 
 def fits(sizes, frame):

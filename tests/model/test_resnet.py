@@ -3,15 +3,18 @@
 import pytest
 import torch
 from torch import nn
-from torchvision.models import resnet18, resnet50
+from torchvision.models import resnet18, resnet50, resnet152
 from torchvision.models._utils import IntermediateLayerGetter
+from torchvision.models.resnet import Bottleneck
+from torchvision.models.resnet import ResNet as TorchvisionResNet
 from torchvision.ops import FrozenBatchNorm2d
 
-from model.backbones.resnet import ResNet
+from model.backbones.resnet import ResNet, build_stage
+from model.backbones.single import SingleMap
 from model.config import BackboneConfig, Norm, StrideIn
 from model.norms import FixedBatchNorm, FrozenBatchNorm, MaskedBatchNorm
 
-DEPTHS = (18, 34, 50, 101)
+DEPTHS = (18, 34, 50, 101, 152)
 
 
 def small(**changes):
@@ -53,21 +56,99 @@ def random_statistics(net):
     return net
 
 
-@pytest.mark.parametrize("norm", [Norm.BATCH, Norm.FROZEN])
-@pytest.mark.parametrize(("depth", "make"), [(18, resnet18), (50, resnet50)], ids=["18", "50"])
-def test_features_equal_torchvision_s_with_the_same_weights(depth, make, norm):
-    layer = nn.BatchNorm2d if norm is Norm.BATCH else FrozenBatchNorm2d
-    torch.manual_seed(0)
-    peer = random_statistics(make(norm_layer=layer)).eval()
-    with torch.device("meta"):
-        net = ResNet(BackboneConfig(depth=depth, norm=norm, stride_in=StrideIn.CONV_3X3)).eval()
+PEERS = {
+    "18": ({"depth": 18}, resnet18),
+    "50": ({"depth": 50}, resnet50),
+    "152": ({"depth": 152}, resnet152),
+    "50-32x4d": (
+        {"depth": 50, "groups": 32, "group_width": 4},
+        lambda **given: resnet50(groups=32, width_per_group=4, **given),
+    ),
+    # torchvision has 64 channels in the stem; eight groups of three make widths that are no powers of two.
+    "50-8x3d": (
+        {"depth": 50, "groups": 8, "group_width": 3},
+        lambda **given: TorchvisionResNet(Bottleneck, [3, 4, 6, 3], groups=8, width_per_group=3, **given),
+    ),
+}
+
+
+def copied(net, peer):
+    """`net` with the weights of torchvision's `peer`, without its classifier."""
     # Both list a block's layers in the order they run, so the n-th tensor of one is the n-th of the other.
     theirs = {name: value for name, value in peer.state_dict().items() if not name.startswith("fc.")}
     net.load_state_dict(dict(zip(net.state_dict(), theirs.values(), strict=True)), assign=True)
+    return net
+
+
+def assert_same_maps(found, peer, x):
+    """`found` are the maps of torchvision's `peer`, from C2 on."""
     getter = IntermediateLayerGetter(peer, {f"layer{i}": str(i) for i in range(1, 5)})
+    for ours, wanted in zip(found, getter(x).values(), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+
+
+def peer_of(make, layer=FrozenBatchNorm2d):
+    torch.manual_seed(0)
+    return random_statistics(make(norm_layer=layer)).eval()
+
+
+@pytest.mark.parametrize("norm", [Norm.BATCH, Norm.FROZEN])
+@pytest.mark.parametrize(("settings", "make"), PEERS.values(), ids=PEERS)
+def test_features_equal_torchvision_s_with_the_same_weights(settings, make, norm):
+    peer = peer_of(make, nn.BatchNorm2d if norm is Norm.BATCH else FrozenBatchNorm2d)
+    with torch.device("meta"):
+        net = ResNet(BackboneConfig(**settings, norm=norm, stride_in=StrideIn.CONV_3X3)).eval()
     with torch.no_grad():
-        for ours, wanted in zip(net(pictures()), getter(pictures()).values(), strict=True):
-            torch.testing.assert_close(ours, wanted, rtol=1e-4, atol=1e-4 * wanted.abs().max().item())
+        assert_same_maps(copied(net, peer)(pictures()), peer, pictures())
+
+
+@pytest.mark.parametrize("size", [(64, 96), (49, 33)], ids=str)
+def test_a_dilated_fifth_stage_equals_torchvision_s(size):
+    # torchvision leaves the first block of a stage undilated, Detectron2 and we do not.
+    peer = peer_of(lambda **given: resnet50(replace_stride_with_dilation=(False, False, True), **given))
+    peer.layer4[0].conv2.dilation = peer.layer4[0].conv2.padding = (2, 2)
+    net = copied(ResNet(BackboneConfig(), dilated=True), peer).eval()
+    assert net.strides == (4, 8, 16, 16)
+    with torch.no_grad():
+        assert_same_maps(net(pictures(*size)), peer, pictures(*size))
+        single = SingleMap(net)
+        assert_same_maps([*net(pictures(*size))[:3], *single(pictures(*size))], peer, pictures(*size))
+    assert (single.out_channels, single.strides, single.roi_strides) == (2048, (16,), (16,))
+
+
+def test_the_fourth_and_fifth_stage_apart_equal_torchvision_s_whole():
+    peer = peer_of(resnet50)
+    whole = copied(ResNet(BackboneConfig()), peer)
+    head = SingleMap(ResNet(BackboneConfig(), num_stages=3)).eval()
+    head.backbone.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("stages.3.")})
+    tail = build_stage(BackboneConfig(), 3, stride=2).eval()
+    tail.load_state_dict(whole.stages[3].state_dict())
+    assert (head.out_channels, head.strides, head.roi_strides) == (1024, (16,), (16,))
+    with torch.no_grad():
+        (c4,) = head(pictures())
+        assert_same_maps([*head.backbone(pictures()), tail(c4)], peer, pictures())
+        # With stride 1, on a crop of 7 x 7 as in the paper, the same weights look at every cell.
+        paper = build_stage(BackboneConfig(), 3, stride=1).eval()
+        paper.load_state_dict(whole.stages[3].state_dict())
+        assert paper(c4).shape[-2:] == c4.shape[-2:]
+
+
+@pytest.mark.parametrize(
+    ("settings", "widths"),
+    [
+        pytest.param({}, (64, 128, 256, 512), id="resnet"),
+        pytest.param({"groups": 32, "group_width": 4}, (128, 256, 512, 1024), id="32x4d"),
+        pytest.param({"groups": 64, "group_width": 4}, (256, 512, 1024, 2048), id="64x4d"),
+        pytest.param({"groups": 32, "group_width": 8}, (256, 512, 1024, 2048), id="32x8d"),
+    ],
+)
+def test_widths_of_the_grouped_convolutions(settings, widths):
+    with torch.device("meta"):
+        net = ResNet(BackboneConfig(depth=101, **settings))
+    for stage, width in zip(net.stages, widths, strict=True):
+        for block in stage:
+            assert block.conv2.weight.shape == (width, width // settings.get("groups", 1), 3, 3)
+    assert net.out_channels == (256, 512, 1024, 2048)
 
 
 def strided(net):
@@ -153,8 +234,3 @@ def test_every_convolution_is_followed_by_the_configured_norm(norm, kind):
     assert {module.eps for module in norms} == {3e-4}
     assert all(module.sync == (norm is Norm.SYNC) for module in norms if kind is MaskedBatchNorm)
     assert not any(conv.bias is not None for conv in convs)
-
-
-def test_group_norm_has_32_groups_or_one_a_channel():
-    groups = [m.num_groups for m in ResNet(small(norm=Norm.GROUP)).modules() if isinstance(m, nn.GroupNorm)]
-    assert (groups[0], max(groups)) == (8, 32)

@@ -10,7 +10,7 @@ from torchvision.models.detection.rpn import RegionProposalNetwork
 from model.boxes import decode, encode, pairwise_iou
 from model.config import AnchorConfig, RpnConfig
 from model.rpn import RegionProposals, RpnHead, RpnOutput
-from model.structures import PackedMasks, Targets
+from tests.model.tiny_batch import plain_targets
 
 STRIDES = (4, 8, 16, 32, 64)
 ANCHORS = AnchorConfig(sizes_px=(8.0, 16.0, 32.0, 64.0, 128.0))
@@ -141,12 +141,6 @@ def test_what_is_no_box_is_no_proposal(spoil):
         assert torch.equal(found.boxes[b][found.valid[b]], without.boxes[b][without.valid[b]])
 
 
-def targets(boxes, valid):
-    boxes, valid = torch.tensor(boxes), torch.tensor(valid)
-    nothing = PackedMasks(torch.zeros(0, dtype=torch.uint8), torch.full(valid.shape, -1), torch.zeros(*valid.shape, 6))
-    return Targets(boxes, torch.zeros(valid.shape, dtype=torch.int64), valid, nothing, torch.arange(len(valid)))
-
-
 # A matches L (0.8), and is the best that S has (0.5); B matches L better (1).
 ANCHOR_A, ANCHOR_B, ANCHOR_C = [0.0, 0.0, 10.0, 10.0], [0.0, 0.0, 10.0, 8.0], [50.0, 50.0, 60.0, 60.0]
 LARGE, SMALL = [0.0, 0.0, 10.0, 8.0], [0.0, 5.0, 10.0, 10.0]
@@ -158,7 +152,7 @@ def test_reassign_best_decides_what_an_object_s_best_anchor_learns(reassign):
     anchors = torch.tensor([ANCHOR_A, ANCHOR_B, ANCHOR_C])
     wanted_of_a = SMALL if reassign else LARGE
     deltas = encode(torch.tensor([wanted_of_a, LARGE, LARGE]), anchors, ONES)[None]
-    objects = targets([[LARGE, SMALL]], [[True, True]])
+    objects = plain_targets([[LARGE, SMALL]], [[True, True]])
     right = rpn.losses(RpnOutput([torch.zeros(1, 3)], [deltas], [anchors]), objects, SIZES[:1])
     assert right["rpn_box"].item() == pytest.approx(0, abs=1e-6)
     wrong_deltas = encode(torch.tensor([LARGE if reassign else SMALL, LARGE, LARGE]), anchors, ONES)[None]
@@ -172,7 +166,7 @@ def test_losses_equal_the_loop_where_all_anchors_are_sampled(min_best_iou):
     rpn = build(**config)
     output = random_output(rpn)
     boxes = [[[4.0, 4.0, 20.0, 21.0], [30.0, 10.0, 60.0, 50.0], [1.0, 1.0, 4.0, 4.0]]] * 2 + [[[0.0] * 4] * 3]
-    objects = targets(boxes, [[True] * 3, [True, False, False], [False] * 3])
+    objects = plain_targets(boxes, [[True] * 3, [True, False, False], [False] * 3])
     anchors, deltas, logits = (
         torch.cat(output.anchors),
         torch.cat(output.deltas, dim=1),
@@ -202,7 +196,7 @@ def test_losses_equal_the_loop_where_all_anchors_are_sampled(min_best_iou):
 
 def test_without_objects_the_box_loss_is_zero_and_keeps_its_gradient():
     rpn = build()
-    losses = rpn.losses(rpn(features()), targets([[[0.0] * 4]] * 3, [[False]] * 3), SIZES)
+    losses = rpn.losses(rpn(features()), plain_targets([[[0.0] * 4]] * 3, [[False]] * 3), SIZES)
     sum(losses.values()).backward()
     assert losses["rpn_box"].item() == 0
     assert losses["rpn_cls"].item() == pytest.approx(0.693, abs=0.05)
@@ -214,7 +208,7 @@ def test_a_picture_counts_as_many_anchors_as_asked_for():
     rpn = build(samples=16)
     output = random_output(rpn)
     zero = RpnOutput([torch.zeros_like(level).requires_grad_() for level in output.logits], *output[1:])
-    objects = targets([[[4.0, 4.0, 20.0, 21.0]]] * 3, [[True], [True], [False]])
+    objects = plain_targets([[[4.0, 4.0, 20.0, 21.0]]] * 3, [[True], [True], [False]])
     rpn.losses(zero, objects, SIZES)["rpn_cls"].backward()
     used = torch.cat([level.grad for level in zero.logits], dim=1)
     assert (used != 0).sum(dim=1).tolist() == [16, 16, 16]

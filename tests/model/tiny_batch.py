@@ -60,6 +60,14 @@ def tiny_batch(seed, counts=(SLOTS, 2)):
     return images, Targets(boxes, labels, valid, masks, torch.arange(batch) + 100 * seed)
 
 
+def plain_targets(boxes, valid, labels=None):
+    """Targets without masks: boxes [B][G][4] of which `valid` [B][G] are real; every picture its own seed."""
+    boxes, valid = torch.tensor(boxes), torch.tensor(valid)
+    labels = torch.zeros(valid.shape, dtype=torch.int64) if labels is None else torch.tensor(labels)
+    nothing = PackedMasks(torch.zeros(0, dtype=torch.uint8), torch.full(valid.shape, -1), torch.zeros(*valid.shape, 6))
+    return Targets(boxes, labels, valid, nothing, torch.arange(len(valid)))
+
+
 def on_device(batch, device):
     """The same batch elsewhere."""
     images, targets = batch

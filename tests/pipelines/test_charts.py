@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from pipelines.charts import line_chart_svg
+from pipelines.charts import line_chart_svg, parallel_coordinates_svg
 
 
 def chart(series):
@@ -87,3 +87,31 @@ def test_more_series_than_colours_are_dashed():
     classes = [node.get("class") for node in root.iterfind(".//g")]
     assert classes[0] == "c0 few"
     assert classes[8] == "c0 dashed few"
+
+
+def test_parallel_coordinates_have_an_axis_a_property_and_a_line_a_thing():
+    lines = {"a": [0.001, "1x", 0.2], "b": [0.1, "2x", 0.5], "<c>": [0.01, "1x", 0.5]}
+    root = ET.fromstring(parallel_coordinates_svg("Trials", ["optim.rate", "length", "AP"], lines))
+    places = [
+        [tuple(map(float, pair)) for pair in re.findall(r"[ML]?([\d.]+) ([\d.]+)", path.get("d"))]
+        for path in root.iterfind(".//g/path")
+    ]
+    a, b, c = places
+    assert [len(place) for place in places] == [3, 3, 3]
+    assert a[0][1] > c[0][1] > b[0][1]  # larger values stand higher
+    assert a[1] == c[1] != b[1]
+    assert b[2] == c[2]
+    titles = [node.text for node in root.iterfind(".//g/path/title")]
+    assert titles[2] == "<c>: optim.rate 0.01, length 1x, AP 0.5"
+    assert {"rate", "length", "AP", "1x", "2x", "0.001", "0.1"} <= {node.text for node in root.iterfind(".//text")}
+
+
+@pytest.mark.parametrize("lines", [{"a": [1.0, 2.0]}, {"a": [1.0, 1.0], "b": [1.0, 1.0]}])
+def test_parallel_coordinates_of_equal_values_stay_inside(lines):
+    text = parallel_coordinates_svg("Trials", ["x", "y"], lines)
+    assert "nan" not in text
+    assert "inf" not in text
+
+
+def test_parallel_coordinates_without_lines_say_so():
+    assert "No values yet" in parallel_coordinates_svg("Trials", ["x"], {})

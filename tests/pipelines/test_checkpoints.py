@@ -218,3 +218,43 @@ def test_no_checkpoint_anywhere(tmp_path):
         checkpoints.load(str(tmp_path / "none"))
     assert not (tmp_path / "none").exists()
     assert storage.open_uri(str(tmp_path))[1] == str(tmp_path)
+
+
+def test_the_newest_and_the_protected_are_retained(tmp_path, saved):
+    files, _ = saved
+    for step in (2, 4, 6, 8):
+        placed(tmp_path, files, step)
+    assert checkpoints.retain(str(tmp_path), 0, ()) == []
+    assert checkpoints.retain(str(tmp_path), 2, {2}) == [4]
+    assert checkpoints.steps(str(tmp_path)) == [2, 6, 8]
+    assert not (tmp_path / "checkpoints" / "step-00000004").exists()
+    assert checkpoints.retain(str(tmp_path), 9, ()) == []
+
+
+def test_one_that_is_half_deleted_is_no_checkpoint(tmp_path, saved, monkeypatch):
+    """The manifest goes first: a reader never sees a manifest whose files are gone."""
+    for step in (2, 4):
+        placed(tmp_path, saved[0], step)
+
+    def dies(filesystem, path):
+        checkpoints_delete(filesystem, path)
+        raise KeyboardInterrupt
+
+    checkpoints_delete = storage.delete_file
+    monkeypatch.setattr(storage, "delete_file", dies)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoints.retain(str(tmp_path), 1, ())
+    assert checkpoints.steps(str(tmp_path)) == [4]
+
+
+def test_a_model_alone_is_enough_to_predict(tmp_path, saved):
+    files, _ = saved
+    placed(tmp_path, files)
+    made = checkpoints.load(str(tmp_path))
+    alone = checkpoints.model_files(made)
+    assert set(alone) == {"model.safetensors", "checkpoint.json"}
+    (tmp_path / "alone").mkdir()
+    for name, content in alone.items():
+        (tmp_path / "alone" / name).write_bytes(content)
+    back = checkpoints.load_detector(checkpoints.load(str(tmp_path / "alone")))
+    assert_same_state(back.state_dict(), checkpoints.load_detector(made).state_dict())

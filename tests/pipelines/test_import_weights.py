@@ -10,7 +10,7 @@ from model.build import build_detector
 from model.convert import Framework, to_theirs
 from model.presets import heads, rules
 from model.settings import override
-from pipelines import checkpoints, class_lists, cli, export_weights, foreign_weights, import_weights
+from pipelines import checkpoints, class_lists, cli, export_weights, foreign_weights, import_weights, starting_weights
 from pipelines.export_weights import ExportConfig
 from pipelines.import_weights import ImportConfig
 from tests.oracles import parity
@@ -123,7 +123,7 @@ def test_the_files_own_list_and_a_config_of_mmdetection(tmp_path):
     assert [info.name for info in checkpoint.classes] == names
     assert checkpoint.detector == made.config
     # Counters that our constant norms do not have were nought and need no keeping.
-    assert checkpoints.load_remainder(checkpoint) == {}
+    assert starting_weights.load_remainder(checkpoint) == {}
 
 
 def test_counters_that_ours_lacks_are_kept_for_the_way_back(tmp_path):
@@ -141,7 +141,7 @@ def test_counters_that_ours_lacks_are_kept_for_the_way_back(tmp_path):
                                                    (Framework.TORCHVISION, ".safetensors")])  # fmt: skip
 def test_what_was_exported_is_imported_without_a_question(framework, ending, tmp_path):
     made = detector(rules.torchvision(), box__nms_iou=0.37)
-    checkpoints.save_weights(str(tmp_path / "one"), made, class_lists.COCO[:4], {})
+    starting_weights.save(str(tmp_path / "one"), made, class_lists.COCO[:4], {})
     path = str(tmp_path / f"w{ending}")
     export_weights.run(ExportConfig(str(tmp_path / "one"), framework, path))
     result = run(path, tmp_path / "two")
@@ -149,6 +149,13 @@ def test_what_was_exported_is_imported_without_a_question(framework, ending, tmp
     assert two.detector == one.detector
     assert two.files["model.safetensors"] == one.files["model.safetensors"]
     assert result.framework is framework
+
+
+def test_a_preset_with_another_frameworks_rules_is_told(tmp_path):
+    saved(tmp_path / "w.pkl", detector(rules.detectron2()), Framework.DETECTRON2)
+    result = run(tmp_path / "w.pkl", tmp_path / "one", preset="mmdet_mask_rcnn_r50_fpn_1x")
+    assert result.notices == ("mmdet_mask_rcnn_r50_fpn_1x has the rules of mmdet, the weights are of detectron2",)
+    assert run(tmp_path / "w.pkl", tmp_path / "two", preset="detectron2_mask_rcnn_r50_fpn_1x").notices == ()
 
 
 def test_the_same_import_again_changes_nothing_and_another_is_refused(tmp_path):

@@ -16,7 +16,7 @@ from pipelines import inspect, masks, prepare, prepare_config
 from pipelines.dataset import Dataset
 from pipelines.ray_session import ray_session
 from pipelines.rejections import Reason
-from pipelines.shard_task import PlanConflictError
+from pipelines.shard_task import PlanConflictError, attempt_name
 from tests.pipelines import tiny_coco
 from tests.pipelines.tiny_coco import annotation, image
 
@@ -142,6 +142,19 @@ def test_a_full_disk_at_any_write_of_the_driver_only_delays(tmp_path):
 
 class StopError(Exception):
     pass
+
+
+def test_shards_that_killed_their_process_are_made_the_careful_way(tmp_path):
+    """A note of an earlier attempt stands beside the plan: each picture is judged in a process of its own."""
+    plain, careful = prepare.run(config(tmp_path, "plain")), config(tmp_path, "careful")
+    for number in range(3):
+        note = Path(careful.out) / attempt_name(number)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.touch()
+    made = prepare.run(careful)
+    assert [s.rows for s in made.shards] == [s.rows for s in plain.shards]
+    assert made.hash == plain.hash
+    assert not (Path(careful.out) / "_plan").exists()
 
 
 def test_an_interrupted_run_keeps_its_finished_shards(tmp_path):

@@ -1,7 +1,7 @@
 import pytest
 import ray
 
-from pipelines.ray_session import RayError, ray_session, require_cpus
+from pipelines.ray_session import RayError, ray_session, require_cpus, require_workers, room_for
 
 pytestmark = pytest.mark.ray
 
@@ -29,3 +29,41 @@ def test_no_cluster_at_an_address(monkeypatch):
         ray_session("auto"),
     ):
         pass
+
+
+MACHINES = [
+    {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},
+    {"Alive": True, "Resources": {"CPU": 3.0}},
+    {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    {"Alive": True, "Resources": {"CPU": 3.0}},
+]
+
+
+@pytest.mark.parametrize(
+    ("cpus", "gpus", "room"), [(1, 0, 14), (2, 0, 6), (3, 0, 4), (4, 0, 2), (9, 0, 0), (1, 1, 2), (5, 1, 1)]
+)
+def test_room_is_counted_machine_by_machine(monkeypatch, cpus, gpus, room):
+    """Their cores do not add up to one worker that no machine can hold."""
+    monkeypatch.setattr(ray, "nodes", lambda: MACHINES)
+    assert room_for(cpus, gpus) == room
+
+
+def test_a_request_without_room_says_what_there_is(monkeypatch):
+    monkeypatch.setattr(ray, "nodes", lambda: MACHINES)
+    require_workers(2, 4, 1, "training")
+    with pytest.raises(RayError) as caught:
+        require_workers(3, 4, 1, "training with 3 workers")
+    assert str(caught.value) == (
+        "training with 3 workers does not fit this Ray cluster, which has room for 2: its machines are "
+        "1 x (8 CPUs, 2 GPUs); 2 x (3 CPUs, 0 GPUs); ask for fewer or smaller workers, or add machines"
+    )
+
+
+def test_a_cluster_that_grows_is_waited_for(monkeypatch):
+    answers = [[], [], MACHINES, MACHINES]
+    monkeypatch.setattr(ray, "nodes", lambda: answers.pop(0) if len(answers) > 1 else answers[0])
+    monkeypatch.setattr("pipelines.ray_session.time.sleep", lambda seconds: None)
+    require_workers(4, 3, 0, "training", wait_s=60)
+    monkeypatch.setattr(ray, "nodes", list)
+    with pytest.raises(RayError, match="room for 0: its machines are none;"):
+        require_workers(1, 1, 0, "training", wait_s=0.01)

@@ -121,6 +121,7 @@ def test_inputs_files_and_a_model_that_comes_back(uri, tmp_path):
         )
         tracker.file("", "config.json", b"{}")
         versions.append(train._register(tracker, "tiny", made))
+        assert train._register(tracker, "tiny", made) == versions[-1]
         tracker.finish("FINISHED")
     assert versions == ["models:/tiny/1", "models:/tiny/2"]
     client = MlflowClient(tracking_uri=uri)
@@ -139,6 +140,6 @@ def test_inputs_files_and_a_model_that_comes_back(uri, tmp_path):
 def test_a_registry_that_refuses_stops_nothing(uri, caplog):
     tracker = Tracker(uri, None, "x")
     with caplog.at_level(logging.WARNING, "pipelines.tracking"):
-        assert tracker.register("", "model") == ""
+        assert tracker.register("", "model", "c") == ""
     assert "could not register" in caplog.text
     tracker.finish("FINISHED")

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from model.settings import override
-from pipelines import checkpoints, commit, launch, train
+from pipelines import checkpoints, commit, train
 from pipelines.config import EvaluationConfig
 from pipelines.manifest import ClassInfo, ManifestError
 from pipelines.optim import build_optimiser
@@ -218,11 +218,3 @@ def test_paths_are_written_out_for_workers_elsewhere(config, tmp_path, monkeypat
     assert (full.val, full.out, full.init) == (f"{tmp_path}/v", canonical_uri(f"{tmp_path}/run"), "")
     assert train._with_full_places(full) == full
     assert full.identity() == short.identity()
-
-
-def test_the_inbox_gives_each_row_once():
-    inbox = launch._Inbox()
-    inbox.put({"step": 1.0})
-    inbox.put({"step": 2.0})
-    assert inbox.drain() == [{"step": 1.0}, {"step": 2.0}]
-    assert inbox.drain() == []

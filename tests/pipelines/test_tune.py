@@ -37,7 +37,7 @@ def config(data, out, **changes):
     [
         ({"trials": 0}, "trials must be >= 1, got 0"),
         ({"max_concurrent": -1}, "max_concurrent must be >= 0, got -1"),
-        ({"metric": "AP"}, "metric is 'AP', wanted one such as mask/AP"),
+        ({"metric": "AP"}, "metric is 'AP', wanted one of mask/AP, mask/AP50"),
         ({"metric": "mask/AP"}, "the metric mask/AP needs --val"),
         ({"out": ""}, "a sweep needs --out: give a folder"),
         ({"train": ()}, "a sweep needs --train: give prepared data sets"),
@@ -62,6 +62,11 @@ def test_settings_that_are_refused(changes, message):
 def test_sweeps_that_are_refused_before_ray_starts(data, tmp_path, changes, message):
     with pytest.raises((ValueError, TypeError), match=message):
         tune.run(config(data, tmp_path / "s", **changes), "", lambda line: None)
+
+
+def test_a_sweep_in_an_object_store_needs_a_tracking_server(data):
+    with pytest.raises(ValueError, match="s3://bucket/sweep cannot hold the sweep's database: give --tracking-uri"):
+        tune.plan_of(config(data, "s3://bucket/sweep"), "")
 
 
 def test_the_cost_is_that_of_the_longest_trials(data, tmp_path):
