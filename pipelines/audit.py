@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from pipelines import checkpoints, commit, dataset_writer, leakage, predict, predictions, provenance, storage
+from pipelines import commit, dataset_writer, leakage, predict, predictions, provenance, storage
 from pipelines import manifest as manifests
 from pipelines.checkpoints import Checkpoint
 from pipelines.dataset import Dataset
-from pipelines.holdout import DatasetPart
+from pipelines.holdout import DatasetPart, held_out_by
 from pipelines.leakage import Leak
 from pipelines.picture_score import MIN_IOU, overlaps
 from pipelines.predictions import PicturePrediction, PredictionsManifest
@@ -96,7 +96,7 @@ def _audited(labelled: Dataset, teacher: Checkpoint) -> DatasetPart:
     Raises:
         AuditError: it held none out of this data set, or saw their bytes elsewhere.
     """
-    known = checkpoints.held_out(teacher)
+    known = held_out_by(teacher)
     ids = known.get(labelled.manifest.hash)
     if ids is None:
         raise AuditError(

@@ -270,23 +270,6 @@ def load_extra(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
     return _read_checked(checkpoint, file) if file in checkpoint.files else {}
 
 
-TRAINED_ON = "trained_on"
-"""Name of the extra tensors that say what a detector learned from: see `held_out`."""
-
-
-def held_out(checkpoint: Checkpoint) -> dict[str, frozenset[int]]:
-    """Ids of the pictures that the training held out, by hash of each data set it was trained on.
-
-    Empty for weights that were imported, or trained before this was kept.
-
-    Raises:
-        CheckpointError: the file is missing or damaged.
-    """
-    name = f"{TRAINED_ON}.safetensors"
-    tensors = _read_checked(checkpoint, name) if name in checkpoint.files else {}
-    return {key: frozenset(ids.tolist()) for key, ids in tensors.items()}
-
-
 def load_detector(checkpoint: Checkpoint) -> Detector:
     """The detector of a checkpoint, in training mode on the CPU; of its averaged weights where it has them.
 

@@ -30,6 +30,7 @@ from pipelines.dataset import Dataset
 from pipelines.distill_config import DistillConfig, Leaked
 from pipelines.distill_outputs import INSTANCES, RESULTS, write_instances, write_results
 from pipelines.distill_report import Account
+from pipelines.holdout import held_out_by
 from pipelines.labelled_rates import LabelledCounts, count_labels
 from pipelines.leakage import Leak
 from pipelines.manifest import ClassInfo, Manifest, ShardInfo
@@ -92,7 +93,7 @@ def _open(config: DistillConfig) -> _Inputs:
         raise DistillError(
             f"{config.predictions} was not made by {teacher.uri}: give the checkpoint that predicted as --teacher"
         )
-    held_out = checkpoints.held_out(teacher).get(labelled.manifest.hash, frozenset()) if teacher else frozenset()
+    held_out = held_out_by(teacher).get(labelled.manifest.hash, frozenset()) if teacher else frozenset()
     counts = count_labels(labelled, held_out)
     if not counts.pictures:
         raise DistillError(f"{config.labelled} has no labelled picture: give the data set the detector was trained on")
