@@ -5,7 +5,7 @@ Its thresholds are those of a data set that is committed already: they were fixe
 
 import dataclasses
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,8 +14,8 @@ from pipelines import commit, dataset_writer, leakage, predict, predictions, pro
 from pipelines import manifest as manifests
 from pipelines.checkpoints import Checkpoint
 from pipelines.dataset import Dataset
-from pipelines.holdout import DatasetPart, held_out_by
-from pipelines.leakage import Leak
+from pipelines.holdout import held_out_by
+from pipelines.leakage import ShardPictures
 from pipelines.picture_score import MIN_IOU, overlaps
 from pipelines.predictions import PicturePrediction, PredictionsManifest
 from pipelines.records import Record
@@ -90,8 +90,8 @@ class Audit(NamedTuple):
         return ClassAudit("all", 0.0, **sums)
 
 
-def _audited(labelled: Dataset, teacher: Checkpoint) -> DatasetPart:
-    """The pictures that the teacher held out.
+def _audited(labelled: Dataset, teacher: Checkpoint) -> list[int]:
+    """Rows of the pictures that the teacher held out.
 
     Raises:
         AuditError: it held none out of this data set, or saw their bytes elsewhere.
@@ -108,45 +108,39 @@ def _audited(labelled: Dataset, teacher: Checkpoint) -> DatasetPart:
             f"the teacher {teacher.uri} saw every picture of {labelled.uri}, so nothing can be audited: train it "
             "with --holdout 0.05"
         )
-    seen = [DatasetPart(labelled.uri, ids)]
-    seen += [DatasetPart(uri, known[m.hash]) for uri, m in provenance.training_sets(teacher) if m.hash in known]
-    part = DatasetPart(labelled.uri, set(labelled.image_ids.tolist()) - ids)
-    hashes, leak = np.unique(np.concatenate([_hashes(one) for one in seen])), Leak()
-    for number in range(len(part.manifest.shards)):
-        rows = leakage.read_shard(part, number)
-        leak += leakage.ShardPictures(*_rows_of(part, number, rows)).leak(hashes)
+    others = [(Dataset(uri), m.hash) for uri, m in provenance.training_sets(teacher) if m.hash in known]
+    parts = [_pictures(labelled, ids, inside=False), *(_pictures(d, known[key], inside=False) for d, key in others)]
+    held_out = _pictures(labelled, ids, inside=True)
+    leak = held_out.leak(np.unique(np.concatenate([part.hashes for part in parts])))
     if leak.count:
         raise AuditError(
             f"{leak} that the teacher held out are also among the pictures it saw: remove the copies and train again"
         )
-    return part
+    return np.flatnonzero(np.isin(labelled.image_ids, sorted(ids))).tolist()
 
 
-def _rows_of(part: DatasetPart, number: int, rows: leakage.ShardPictures) -> tuple[leakage.Hashes, list[str]]:
-    """Of a whole shard's pictures those of the part."""
-    places = [row for shard, row in map(part.locate, range(len(part))) if shard == number]
-    return rows.hashes[places], [rows.names[row] for row in places]
+def _pictures(dataset: Dataset, ids: Collection[int], inside: bool) -> ShardPictures:
+    """A data set's pictures that are among the ids, or that are not."""
+    shards = [leakage.read_shard(dataset, number) for number in range(len(dataset.manifest.shards))]
+    hashes = np.concatenate([np.empty(0, "S64"), *(shard.hashes for shard in shards)])
+    rows = np.flatnonzero(np.isin(dataset.image_ids, np.array(sorted(ids), np.int64)) == inside)
+    names = [name for shard in shards for name in shard.names]
+    return ShardPictures(hashes[rows], [names[row] for row in rows])
 
 
-def _hashes(part: DatasetPart) -> leakage.Hashes:
-    numbers = range(len(part.manifest.shards))
-    parts = [_rows_of(part, number, leakage.read_shard(part, number))[0] for number in numbers]
-    return np.concatenate([np.empty(0, "S64"), *parts])
-
-
-def _write_pictures(part: DatasetPart, uri: str) -> Dataset:
+def _write_pictures(labelled: Dataset, chosen: Sequence[int], uri: str) -> Dataset:
     """The audited pictures without their labels, as a data set; one that is there already is kept."""
     filesystem, folder = storage.open_uri(uri)
     if not storage.is_file(filesystem, storage.join(folder, manifests.FILE_NAME)):
         infos = []
-        for number, first in enumerate(range(0, len(part), _ROWS_PER_SHARD)):
-            rows = [
-                dataclasses.replace(part.record(at), instances=(), labelled=False, semantic=None)
-                for at in range(first, min(first + _ROWS_PER_SHARD, len(part)))
+        for number, first in enumerate(range(0, len(chosen), _ROWS_PER_SHARD)):
+            records = [
+                dataclasses.replace(labelled.record(row), instances=(), labelled=False, semantic=None)
+                for row in chosen[first : first + _ROWS_PER_SHARD]
             ]
-            infos.append(dataset_writer.write_shard(filesystem, folder, number, rows, {}))
-        source = {"kind": "audit", "labelled": part.manifest.hash}
-        draft = dataset_writer.Draft(part.manifest.classes, tuple(infos), (), len(part), 0, source, "audit")
+            infos.append(dataset_writer.write_shard(filesystem, folder, number, records, {}))
+        source = {"kind": "audit", "labelled": labelled.manifest.hash}
+        draft = dataset_writer.Draft(labelled.manifest.classes, tuple(infos), (), len(chosen), 0, source, "audit")
         dataset_writer.commit_dataset(filesystem, folder, draft)
     return Dataset(uri)
 
@@ -187,12 +181,13 @@ def judge_picture(
         rows[label].ignored += 1
 
 
-def _judge(labelled: DatasetPart, uri: str, selection: Sequence[ClassSelection]) -> Audit:
+def _judge(labelled: Dataset, chosen: Sequence[int], uri: str, selection: Sequence[ClassSelection]) -> Audit:
     rows = tuple(ClassAudit(row.name, row.threshold) for row in selection)
     uncertain = [row.uncertain_from for row in selection]
-    for index, found in enumerate(predictions.all_pictures(uri, PredictionsManifest.load(uri))):
-        judge_picture(labelled.record(index), found, rows, uncertain)
-    return Audit(len(labelled), rows)
+    pictures = predictions.all_pictures(uri, PredictionsManifest.load(uri))
+    for row, found in zip(chosen, pictures, strict=True):
+        judge_picture(labelled.record(row), found, rows, uncertain)
+    return Audit(len(chosen), rows)
 
 
 def run(out: str, labelled: str, teacher: Checkpoint, selection: Sequence[ClassSelection], address: str) -> Audit:
@@ -209,11 +204,12 @@ def run(out: str, labelled: str, teacher: Checkpoint, selection: Sequence[ClassS
         AuditError: the teacher held nothing out, or saw what it held out.
         ValueError: an input that is missing or damaged.
     """
-    part = _audited(Dataset(labelled), teacher)
-    pictures = _write_pictures(part, f"{out}/audit/pictures")
+    dataset = Dataset(labelled)
+    chosen = _audited(dataset, teacher)
+    pictures = _write_pictures(dataset, chosen, f"{out}/audit/pictures")
     labels = f"{out}/audit/predictions"
     predict.run(predict.PredictConfig(checkpoint=teacher.uri, data=pictures.uri, out=labels, address=address))
-    made = _judge(part, labels, selection)
+    made = _judge(dataset, chosen, labels, selection)
     filesystem, folder = storage.open_uri(out)
     body = {"pictures": made.pictures, "classes": [dataclasses.asdict(row) for row in made.classes]}
     commit.write_file(filesystem, storage.join(folder, "audit", FILE_NAME), json.dumps(body, indent=1).encode())
