@@ -116,7 +116,7 @@ def _audited(labelled: Dataset, teacher: Checkpoint) -> list[int]:
         raise AuditError(
             f"{leak} that the teacher held out are also among the pictures it saw: remove the copies and train again"
         )
-    return np.flatnonzero(np.isin(labelled.image_ids, sorted(ids))).tolist()
+    return [int(row) for row in np.flatnonzero(np.isin(labelled.image_ids, sorted(ids)))]
 
 
 def _pictures(dataset: Dataset, ids: Collection[int], inside: bool) -> ShardPictures:

@@ -55,8 +55,7 @@ class ShardPictures(NamedTuple):
         if not len(hashes):
             return np.zeros(len(self.hashes), bool)
         places = np.searchsorted(hashes, self.hashes).clip(max=len(hashes) - 1)
-        same: npt.NDArray[np.bool_] = hashes[places] == self.hashes
-        return same
+        return np.asarray(hashes[places] == self.hashes, np.bool_)
 
     def leak(self, hashes: Hashes) -> Leak:
         """Those among sorted hashes."""
