@@ -38,7 +38,7 @@ def build_detector(config: DetectorConfig) -> Detector:
     head = RpnHead(features.out_channels, num_anchors, config.rpn.num_convs)
     rpn = RegionProposals(head, config.anchors, features.strides, config.rpn, config.picture.size_divisor)
     roi = _ROI_STAGES[config.roi](config, features.out_channels, features.roi_strides)
-    detector = Detector(config, features, rpn, roi)
+    detector = Detector(config, features, rpn, roi, _build_features(config) if config.separate_rpn else None)
     # Only the convolutions gain from it, and they decide the layout of every feature map.
     for parameter in detector.parameters():
         if parameter.ndim == 4:

@@ -26,6 +26,24 @@ def from_bytes(data: bytes) -> dict[str, Tensor]:
     return state
 
 
+def take_proposal_network(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
+    """Load another detector's feature maps and region proposal network as those of `module` (stage-wise training).
+
+    Args:
+        module: a detector built with `separate_rpn`.
+        state: the other detector's weights; of one with `separate_rpn` too, the maps its proposals come from.
+        what: where they come from, for the message.
+
+    Raises:
+        ValueError: names missing, left over or of another shape.
+    """
+    separate = {name: value for name, value in state.items() if name.startswith("rpn_pyramid.")}
+    maps = separate or {f"rpn_{name}": value for name, value in state.items() if name.startswith("pyramid.")}
+    taken = {**maps, **{name: value for name, value in state.items() if name.startswith("rpn.")}}
+    rest = {name: value for name, value in module.state_dict().items() if not name.startswith(("rpn_pyramid.", "rpn."))}
+    load_strict(module, {**rest, **taken}, f"the proposal network of {what}")
+
+
 def load_strict(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
     """Load `state` into `module`, every name and shape matching.
 

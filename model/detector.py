@@ -10,12 +10,12 @@ from model.roi.cascade import CascadeRoI
 from model.roi.htc import HybridTaskCascade
 from model.roi.standard import StandardRoI
 from model.rpn import RegionProposals
-from model.structures import Detections, Images, Targets
+from model.structures import Detections, Images, Proposals, Targets
 
 
 def loss_names(config: DetectorConfig) -> tuple[str, ...]:
     """The losses of a training step of such a detector, in order."""
-    rpn = ("rpn_cls", "rpn_box")
+    rpn = () if config.separate_rpn else ("rpn_cls", "rpn_box")
     if config.roi is RoIKind.STANDARD:
         heads = (("mask", config.mask.enabled), ("keypoint", config.keypoint.enabled))
         return (*rpn, "cls", "box", *(name for name, enabled in heads if enabled))
@@ -52,14 +52,26 @@ class Detector(nn.Module):
     """
 
     def __init__(
-        self, config: DetectorConfig, pyramid: FeaturePyramid | SingleMap, rpn: RegionProposals, roi: RoIStage
+        self,
+        config: DetectorConfig,
+        pyramid: FeaturePyramid | SingleMap,
+        rpn: RegionProposals,
+        roi: RoIStage,
+        rpn_pyramid: FeaturePyramid | SingleMap | None = None,
     ) -> None:
-        """Take the built parts; `config` is kept for the record and for the picture pipeline."""
+        """Take the built parts; `config` is kept for the record and for the picture pipeline.
+
+        With an `rpn_pyramid` the proposals come from its maps, and neither it nor the `rpn` is trained.
+        """
         super().__init__()
         self.config = config
         self.pyramid = pyramid
         self.rpn = rpn
         self.roi = roi
+        self.rpn_pyramid = rpn_pyramid
+        if rpn_pyramid is not None:
+            rpn_pyramid.requires_grad_(False)
+            rpn.requires_grad_(False)
         # On the device, so that a step never waits for a copy; not in checkpoints, since the config fixes them.
         self.register_buffer("mean", torch.tensor(config.picture.mean)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(config.picture.std)[:, None, None], persistent=False)
@@ -72,12 +84,29 @@ class Detector(nn.Module):
         levels: list[Tensor] = self.pyramid(normalise(images, self.mean, self.std, self.config.picture.channel_order))
         return levels
 
+    def train(self, mode: bool = True) -> "Detector":
+        """Set training mode; maps that serve the proposals alone stay in evaluation mode."""
+        super().train(mode)
+        if self.rpn_pyramid is not None:
+            self.rpn_pyramid.eval()
+        return self
+
+    @torch.no_grad()
+    def _separate_proposals(self, images: Images) -> Proposals:
+        assert self.rpn_pyramid is not None
+        values = normalise(images, self.mean, self.std, self.config.picture.channel_order)
+        return self.rpn.proposals(self.rpn(self.rpn_pyramid(values)), images.sizes_hw)
+
     def losses(self, images: Images, targets: Targets) -> dict[str, Tensor]:
         """The losses of a training step, scalars named as `loss_names` says; their sum is the objective."""
         features = self.features(images)
-        output = self.rpn(features)
-        losses = self.rpn.losses(output, targets, images.sizes_hw)
-        proposals = self.rpn.proposals(output, images.sizes_hw)
+        losses: dict[str, Tensor] = {}
+        if self.rpn_pyramid is not None:
+            proposals = self._separate_proposals(images)
+        else:
+            output = self.rpn(features)
+            losses = self.rpn.losses(output, targets, images.sizes_hw)
+            proposals = self.rpn.proposals(output, images.sizes_hw)
         losses.update(self.roi.losses(features, proposals, targets, images.sizes_hw))
         return losses
 
@@ -85,7 +114,10 @@ class Detector(nn.Module):
     def predict(self, images: Images) -> Detections:
         """Detections of a batch with mask probabilities and heat maps, in network-input pixels."""
         features = self.features(images)
-        proposals = self.rpn.proposals(self.rpn(features), images.sizes_hw)
+        if self.rpn_pyramid is not None:
+            proposals = self._separate_proposals(images)
+        else:
+            proposals = self.rpn.proposals(self.rpn(features), images.sizes_hw)
         features = self.roi.prepare(features)
         return self.roi.complete(features, self.roi.detect(features, proposals, images.sizes_hw))
 

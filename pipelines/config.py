@@ -129,6 +129,8 @@ class TrainConfig:
             pseudo-labels on it; 0.05 is a good one for a teacher.
         holdout_seed: which pictures are held out.
         init: checkpoint to take the weights from; empty starts from random ones.
+        rpn_from: checkpoint of a detector that makes the proposals, in training and ever after (the paper's stage-wise
+            training); empty trains a proposal network of the detector's own.
         seed: fixes initial weights, order, augmentation and sampling.
         shuffle_window: shards shuffled together; 0 for all.
         precision: arithmetic of the network.
@@ -152,6 +154,7 @@ class TrainConfig:
     holdout: float = 0.0
     holdout_seed: int = 0
     init: str = ""
+    rpn_from: str = ""
     seed: int = 0
     shuffle_window: int = 0
     precision: Precision = Precision.FP32

@@ -120,7 +120,7 @@ class Placement:
         """The picture [3, H, W], uint8, placed: [3, h, w] as `model.picture.resize` makes it."""
         y0, x0, height, width = self.window
         # Mirrored first, while it is small and in bytes; the window is then counted from the other side.
-        placed = resize(picture.flip(2) if self.flip else picture, self.resized_hw, self.kernel)
+        placed = resize(picture.flip(2) if self.flip else picture, self.resized_hw, self.kernel, fast=True)
         left = self.resized_hw[1] - x0 - width if self.flip else x0
         return placed[:, y0 : y0 + height, left : left + width] if self.crops else placed
 

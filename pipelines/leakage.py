@@ -81,7 +81,8 @@ def hashes_of(datasets: Iterable[Dataset]) -> Hashes:
     """Sorted hashes of all pictures of data sets; 64 bytes a picture."""
     parts = [np.empty(0, "S64")]
     parts += [read_shard(d, number).hashes for d in datasets for number in range(len(d.manifest.shards))]
-    return np.unique(np.concatenate(parts))
+    hashes: Hashes = np.unique(np.concatenate(parts))
+    return hashes
 
 
 def leak_between(first: Dataset, others: Sequence[Dataset]) -> Leak:

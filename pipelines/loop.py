@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import nn
 
 from model.build import build_detector
-from model.checkpoint import load_strict
+from model.checkpoint import load_strict, take_proposal_network
 from model.detector import Detector
 from model.settings import from_dict
 from pipelines import checkpoints, commit, storage
@@ -88,6 +88,9 @@ def _start(job: Job, place: Place) -> tuple[TrainState, int]:
     if not int(done) and config.init:
         first = checkpoints.load_detector(checkpoints.load(config.init))
         load_strict(detector, first.state_dict(), config.init)
+    if not int(done) and config.rpn_from:
+        other = checkpoints.load_detector(checkpoints.load(config.rpn_from))
+        take_proposal_network(detector, other.state_dict(), config.rpn_from)
     detector.to(place.device).train()
     state = TrainState(detector, config, place.world)
     if int(done):

@@ -134,6 +134,16 @@ def _check_evaluation(config: TrainConfig) -> None:
         raise ValueError("evaluation.patience needs evaluation.every: without measurements nothing ends a run early")
 
 
+def _require_same_pictures(config: TrainConfig) -> None:
+    other, ours = checkpoints.load(config.rpn_from).detector.picture, config.detector.picture
+    for name in ("channel_order", "mean", "std"):
+        if getattr(other, name) != getattr(ours, name):
+            raise RunConflictError(
+                f"{config.rpn_from} takes pictures with {name} {getattr(other, name)}, this detector with "
+                f"{getattr(ours, name)}: choose --rpn-from a detector of the same pictures"
+            )
+
+
 def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tuple[ClassInfo, ...]]:
     """Check the run against its data; number of classes, length and learning rate become those of this run.
 
@@ -157,6 +167,9 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
                 f"the checkpoint {config.init} has the classes {[info.name for info in known]}, the data "
                 f"{[info.name for info in classes]}: train on data with the checkpoint's classes, or leave out --init"
             )
+    if config.rpn_from:
+        config = override(config, "detector.separate_rpn", True)
+        _require_same_pictures(config)
     sizes = [manifests[uri].rows_written for uri in config.train]
     ratio = config.ratio or default_ratio(sizes, [manifests[uri].is_pseudo for uri in config.train])
     trained_on = sizes[0] - round(config.holdout * sizes[0])
@@ -191,6 +204,7 @@ def _with_full_places(config: TrainConfig) -> TrainConfig:
         val=full(config.val),
         out=full(config.out),
         init=full(config.init),
+        rpn_from=full(config.rpn_from),
     )
 
 

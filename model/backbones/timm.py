@@ -33,7 +33,7 @@ class TimmBackbone(nn.Module):
             similar = timm.list_models(f"*{name.split('_', maxsplit=1)[0]}*")[:5]
             close = ", ".join(similar) or "timm.list_models() names them"
             raise ValueError(f"timm has no network {name!r}: choose another backbone.timm_name, for example {close}")
-        network: Any = timm.create_model(name, features_only=True, pretrained=False)
+        network = _create(timm, name)
         reductions = network.feature_info.reduction()
         if not set(_STRIDES) <= set(reductions):
             raise ValueError(f"timm's {name} has maps at strides {reductions}, wanted 4, 8, 16 and 32: choose another "
@@ -41,6 +41,7 @@ class TimmBackbone(nn.Module):
         self._places = [reductions.index(stride) for stride in _STRIDES]
         channels = network.feature_info.channels()
         self.network = network
+        self._is_channels_last = network.output_fmt == "NHWC"
         self.out_channels = tuple(channels[place] for place in self._places)
         self.strides = _STRIDES
 
@@ -48,8 +49,13 @@ class TimmBackbone(nn.Module):
         """Feature maps of pictures [B, 3, H, W], each [B, C, H / stride, W / stride], finest first."""
         maps = self.network(x)
         found = [maps[place] for place in self._places]
-        # Some transformers give channels last as the last axis.
-        return [
-            map_ if map_.shape[1] == channels else map_.permute(0, 3, 1, 2)
-            for map_, channels in zip(found, self.out_channels, strict=True)
-        ]
+        return [map_.permute(0, 3, 1, 2) for map_ in found] if self._is_channels_last else found
+
+
+def _create(timm: Any, name: str) -> Any:
+    given = {"features_only": True, "pretrained": False}
+    try:
+        # Swin takes pictures of one size unless told otherwise; what has no such limit refuses the setting.
+        return timm.create_model(name, **given, strict_img_size=False)
+    except TypeError:
+        return timm.create_model(name, **given)

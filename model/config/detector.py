@@ -20,6 +20,8 @@ class DetectorConfig:
         fpn_norm: normalisation of the pyramid's convolutions.
         res5_stride: stride of the fifth stage where it is the heads' own (C4); the paper takes 1 on a 7 x 7 crop.
         roi: the second stage.
+        separate_rpn: the region proposal network has feature maps of its own, and neither is trained: both come from
+            another detector (the paper's stage-wise training; features are not shared).
         picture: from decoded picture to network input.
         backbone: the backbone.
         anchors: the anchor boxes.
@@ -38,6 +40,7 @@ class DetectorConfig:
     fpn_norm: Norm = Norm.NONE
     res5_stride: int = 2
     roi: RoIKind = RoIKind.STANDARD
+    separate_rpn: bool = False
     picture: PictureConfig = PictureConfig()
     backbone: BackboneConfig = BackboneConfig()
     anchors: AnchorConfig = AnchorConfig()

@@ -1,7 +1,7 @@
 """The detectors of the paper (He et al., Mask R-CNN, version 3), and Detectron's, which followed from them.
 
-The paper trains in stages: first a proposal network, then a detector on its proposals. maskray trains both at once
-(the paper's own "end-to-end", appendix B); a run in stages would need the proposals of another detector's network.
+The paper trains in stages: first a proposal network, then a detector on its proposals, which `train --rpn-from` does.
+Without it both are trained at once (the paper's own "end-to-end", appendix B).
 """
 
 from collections.abc import Callable

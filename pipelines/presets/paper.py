@@ -1,7 +1,8 @@
 """The paper's experiments (He et al. 2017, version 3), and Detectron's baselines, which continue them.
 
-The main results were trained in stages; maskray trains proposals and heads at once, which appendix B found better by
-0.6 mask AP. "minival" is a part of COCO val2014 that later became val2017; "test-dev" has no public labels.
+The main results were trained in stages: train any detector on the same pictures first, then give it as `--rpn-from`.
+Without it proposals and heads are trained at once, which appendix B found better by 0.6 mask AP. "minival" is a part of
+COCO val2014 that later became val2017; "test-dev" has no public labels.
 """
 
 import dataclasses

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model.checkpoint import take_proposal_network
 from model.config import ChannelOrder, DetectorConfig
 from model.detector import loss_names, normalise
 from model.picture import pad
@@ -145,3 +146,58 @@ def test_a_picture_s_losses_do_not_depend_on_its_neighbours():
         parts.append(detector(Images(images.pixels[b : b + 1], images.sizes_hw[b : b + 1]), one))
     for name in ("rpn_cls", "rpn_box", "cls", "box"):
         torch.testing.assert_close(whole[name], (parts[0][name] + parts[1][name]) / 2, rtol=1e-4, atol=1e-6, msg=name)
+
+
+# Stage-wise training: the proposals of another detector's network.
+
+
+def staged(seed=0):
+    """A detector and one whose proposals are the first one's."""
+    first = tiny_detector(**{"backbone.norm": "frozen"})
+    second = tiny_detector(**{"backbone.norm": "frozen", "separate_rpn": True})
+    torch.manual_seed(seed)
+    for parameter in second.parameters():
+        parameter.data.normal_(std=0.05)
+    take_proposal_network(second, first.state_dict(), "the first")
+    return first, second
+
+
+def test_a_separate_proposal_network_proposes_what_its_detector_did_and_is_not_trained():
+    first, second = staged()
+    images, targets = tiny_batch(0)
+    losses = second(images, targets)
+    assert tuple(losses) == loss_names(second.config) == ("cls", "box", "mask")
+    sum(losses.values()).backward()
+    learns = {name for name, parameter in second.named_parameters() if parameter.grad is not None}
+    assert learns
+    assert not any(name.startswith(("rpn.", "rpn_pyramid.")) for name in learns)
+    first.eval()
+    second.eval()
+    wanted = first.rpn.proposals(first.rpn(first.features(images)), images.sizes_hw)
+    seen = []
+    detect = second.roi.detect
+
+    def watched(features, proposals, sizes):
+        seen.append(proposals)
+        return detect(features, proposals, sizes)
+
+    second.roi.detect = watched
+    second.predict(images)
+    for found, value in zip(seen[0], wanted, strict=True):
+        torch.testing.assert_close(found, value)
+
+
+def test_a_third_stage_takes_the_proposals_of_the_second():
+    _, second = staged()
+    third = tiny_detector(**{"backbone.norm": "frozen", "separate_rpn": True})
+    take_proposal_network(third, second.state_dict(), "the second")
+    ours, theirs = third.state_dict(), second.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith(("rpn.", "rpn_pyramid.")))
+    assert not torch.equal(ours["roi.box_head.scores.weight"], theirs["roi.box_head.scores.weight"])
+
+
+def test_a_proposal_network_of_another_shape_is_refused():
+    other = tiny_detector(**{"backbone.norm": "frozen", "fpn_channels": 32})
+    _, second = staged()
+    with pytest.raises(ValueError, match=r"^the proposal network of other does not fit this detector \(.* of another"):
+        take_proposal_network(second, other.state_dict(), "other")

@@ -215,3 +215,13 @@ def test_padding_is_zero_at_the_bottom_and_right(dtype):
         height, width = picture.shape[1:]
         assert torch.equal(images.pixels[b, :, :height, :width], picture)
         assert images.pixels[b].sum() == picture.sum()
+
+
+@pytest.mark.parametrize("size", [(90, 130), (300, 201), (480, 641)])
+def test_the_fast_float_kernel_is_the_exact_one_to_a_hundredth_of_a_grey_level(size):
+    picture = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    for wanted in ((128, 190), (400, 333), size):
+        exact = resize(picture, wanted, ResizeKernel.FLOAT_BILINEAR)
+        fast = resize(picture, wanted, ResizeKernel.FLOAT_BILINEAR, fast=True)
+        assert fast.dtype == torch.float32
+        torch.testing.assert_close(fast, exact, rtol=0, atol=0.03)

@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from model.config import DetectorConfig, Norm
+from model.config import DetectorConfig, Norm, PictureConfig
 from model.detector import loss_names
 from model.settings import override, to_dict
-from pipelines import checkpoints, commit, train_feed
+from pipelines import checkpoints, commit, train, train_feed
 from pipelines.config import EvaluationConfig, Precision
 from pipelines.loop import Job, Supervisor, TrainingError, fit
 from pipelines.optim import Algorithm
@@ -312,6 +312,26 @@ def test_training_starts_from_the_given_weights(data, whole, tmp_path):
     made, given = (checkpoints.load_detector(checkpoints.load(uri)) for uri in (str(tmp_path), start.uri))
     for (name, one), other in zip(made.named_parameters(), given.parameters(), strict=True):
         assert torch.equal(one, other), name
+
+
+def test_stage_wise_training_takes_the_proposals_of_another_detector(data, whole, tmp_path):
+    start = checkpoints.load(f"{whole[0]}/checkpoints/step-00000004")
+    config = tiny_run.config(data, tmp_path, rpn_from=start.uri, optim={"steps": 2})
+    resolved = train.resolve(config)[0]
+    assert resolved.detector.separate_rpn
+    rows = []
+    fit(tiny_run.job(resolved), CPU, rows.append)
+    assert {name for name in rows[0] if name.startswith("loss/")} == {"loss/total", "loss/cls", "loss/box", "loss/mask"}
+    made = checkpoints.load_detector(checkpoints.load(str(tmp_path))).state_dict()
+    given = checkpoints.load_detector(start).state_dict()
+    for name, value in given.items():
+        if name.startswith("rpn."):
+            assert torch.equal(made[name], value), name
+        elif name.startswith("pyramid."):
+            assert torch.equal(made[f"rpn_{name}"], value), name
+    other = {"picture": PictureConfig(short_edge_px=64, long_edge_px=96, mean=(1.0, 2.0, 3.0))}
+    with pytest.raises(train.RunConflictError, match=r"takes pictures with mean .*: choose --rpn-from"):
+        train.resolve(dataclasses.replace(config, detector=tiny_run.detector_config(**other)))
 
 
 def test_two_training_sets_share_each_batch(data, tmp_path):
