@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from pipelines import cli_clusters, cli_weights
+from pipelines import cli_clusters, cli_distill, cli_weights
 from pipelines.terminal import parse, show, table
 
 _USAGE = """usage: maskray COMMAND ...
@@ -162,20 +162,6 @@ def _predict(arguments: Sequence[str]) -> None:
     show(f"{manifest.detections} detections on {manifest.pictures} pictures: {config.out}")
 
 
-def _distill(arguments: Sequence[str]) -> None:
-    from pipelines import distill
-
-    config = parse(distill.DistillConfig, arguments, "distill")
-    result = distill.run(config)
-    rows = [
-        (row.name, f"{row.labelled_rate:.2f}", row.wanted, row.found, row.kept, f"{row.threshold:.3f}",
-         "few labels: unsure" if row.few_labels else "")
-        for row in result.selection
-    ]  # fmt: skip
-    show(table(("class", "labels a picture", "wanted", "found", "kept", "threshold", ""), rows))
-    show(f"{result.manifest.rows_written} pictures with pseudo-labels: {config.out}")
-
-
 def _submit(arguments: Sequence[str]) -> None:
     cli_clusters.submit(arguments, tuple(COMMANDS))
 
@@ -242,7 +228,7 @@ COMMANDS: dict[str, _Command] = {
     "train": _Command(_train, "train a preset with Ray Train; the same command goes on where it stopped"),
     "evaluate": _Command(_evaluate, "COCO AP of boxes and masks"),
     "predict": _Command(_predict, "label every picture of a data set"),
-    "distill": _Command(_distill, "choose pseudo-labels among predictions -> a data set to train on"),
+    "distill": _Command(cli_distill.distill, "choose pseudo-labels among predictions -> a data set to train on"),
     "import": _Command(cli_weights.import_, "weights of torchvision, Detectron2 or MMDetection -> a checkpoint"),
     "export-weights": _Command(
         cli_weights.export_weights, "a checkpoint -> weights of torchvision, Detectron2 or MMDetection"

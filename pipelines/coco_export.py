@@ -1,10 +1,12 @@
 """COCO's files: a prepared data set as an instances file, which evaluation takes as truth, predictions as results."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines import predictions, storage
 from pipelines.dataset import Dataset
+from pipelines.manifest import ClassInfo
 from pipelines.masks import polygons_to_rle
 from pipelines.predictions import PredictionsManifest
 from pipelines.records import Instance, Record
@@ -42,6 +44,11 @@ def annotation(instance: Instance, record: Record, category_id: int) -> dict[str
     return row
 
 
+def categories(classes: Sequence[ClassInfo]) -> list[dict[str, Any]]:
+    """Classes as COCO's categories, with their source ids."""
+    return [{"id": c.id, "name": c.name} | ({"keypoints": list(c.keypoints)} if c.keypoints else {}) for c in classes]
+
+
 def to_coco(dataset: Dataset) -> dict[str, Any]:
     """Images, annotations and categories with their source ids; ignored regions become crowds.
 
@@ -63,9 +70,7 @@ def to_coco(dataset: Dataset) -> dict[str, Any]:
     return {
         "images": images,
         "annotations": annotations,
-        "categories": [
-            {"id": c.id, "name": c.name} | ({"keypoints": list(c.keypoints)} if c.keypoints else {}) for c in classes
-        ],
+        "categories": categories(classes),
     }
 
 

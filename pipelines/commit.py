@@ -15,7 +15,7 @@ import re
 import socket
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -56,6 +56,25 @@ class CommitConflictError(ValueError):
 def sha256_of(data: bytes | memoryview) -> str:
     """The sha256 of some bytes as 64 hexadecimal digits."""
     return hashlib.sha256(data).hexdigest()
+
+
+class Digest:
+    """The sha256 of chunks that pass."""
+
+    def __init__(self) -> None:
+        """Nothing has passed."""
+        self._sha256 = hashlib.sha256()
+
+    def through(self, chunks: Iterable[bytes]) -> Iterator[bytes]:
+        """The same chunks, counted in."""
+        for chunk in chunks:
+            self._sha256.update(chunk)
+            yield chunk
+
+    @property
+    def hex(self) -> str:
+        """64 hexadecimal digits of what has passed."""
+        return self._sha256.hexdigest()
 
 
 def sealed(kind: str, version: int, body: Mapping[str, Any]) -> bytes:
@@ -108,9 +127,21 @@ def write_file(
         CommitConflictError: `exclusive`, and another writer was first.
         OSError: the store failed (no space, no permission); the final path is as it was.
     """
+    write_chunks(filesystem, path, [data], exclusive=exclusive, faults=faults)
+
+
+def write_chunks(
+    filesystem: pafs.FileSystem,
+    path: str,
+    chunks: Iterable[bytes | memoryview],
+    *,
+    exclusive: bool = False,
+    faults: Faults | None = None,
+) -> None:
+    """As `write_file`, of a content that need not be in memory as a whole."""
     faults = faults or NoFaults()
     if storage.is_local(filesystem):
-        _write_local(Path(path), data, exclusive, faults)
+        _write_local(Path(path), chunks, exclusive, faults)
         return
     faults.reach("before_temp")
     if exclusive and storage.is_file(filesystem, path):
@@ -119,7 +150,8 @@ def write_file(
     faults.reach("before_rename")
     # Not a `with` block: closing a multipart upload after an exception would complete it with half the bytes.
     stream = filesystem.open_output_stream(path)
-    stream.write(data)
+    for chunk in chunks:
+        stream.write(chunk)
     stream.close()
     faults.reach("after_rename")
 
@@ -144,13 +176,14 @@ def sweep_temps(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     return sorted(swept)
 
 
-def _write_local(path: Path, data: bytes | memoryview, exclusive: bool, faults: Faults) -> None:
+def _write_local(path: Path, chunks: Iterable[bytes | memoryview], exclusive: bool, faults: Faults) -> None:
     storage.make_folder(pafs.LocalFileSystem(), str(path.parent))
     faults.reach("before_temp")
     temp = path.with_name(f".{path.name}.tmp-{_host()}-{os.getpid()}-{uuid.uuid4().hex[:12]}")
     try:
         with temp.open("xb") as stream:
-            stream.write(data)
+            for chunk in chunks:
+                stream.write(chunk)
             faults.reach("after_temp_write")
             stream.flush()
             faults.reach("before_fsync")

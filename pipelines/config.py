@@ -2,6 +2,7 @@
 
 import dataclasses
 import enum
+from collections.abc import Sequence
 from typing import Any
 
 from model.config import DetectorConfig, Norm
@@ -97,6 +98,23 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class PseudoConfig:
+    """Training on pictures that `maskray distill` labelled; data that people labelled are not touched by it.
+
+    Attributes:
+        ignore: uncertain detections are neither object nor background; else they are background.
+        weights: multiply an object's losses by the weight that distill gave it.
+        strong: pseudo-labelled pictures go through `augment` instead of what happens to all others.
+        augment: of pseudo-labelled pictures.
+    """
+
+    ignore: bool = True
+    weights: bool = True
+    strong: bool = False
+    augment: AugmentConfig = AugmentConfig(colour=0.4)
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A training run.
 
@@ -105,7 +123,11 @@ class TrainConfig:
         val: prepared data set to evaluate the final checkpoint on; empty for none.
         out: folder or URI of the run; the same command with the same folder goes on where it stopped.
         ratio: pictures of each training set in a batch, relative to each other (6 4 is the distillation paper's
-            labelled : pseudo); empty divides the batch in proportion to the sets' sizes.
+            labelled : pseudo); empty takes 6 4 where there are labelled and pseudo-labelled sets, and divides each
+            share, or the whole batch, in proportion to the sets' sizes.
+        holdout: share of the first training set that is not trained on, so that `maskray distill --audit` can measure
+            pseudo-labels on it; 0.05 is a good one for a teacher.
+        holdout_seed: which pictures are held out.
         init: checkpoint to take the weights from; empty starts from random ones.
         rpn_from: checkpoint of a detector that makes the proposals, in training and ever after (the paper's stage-wise
             training); empty trains a proposal network of the detector's own.
@@ -119,6 +141,7 @@ class TrainConfig:
         detector: the model.
         optim: optimiser and schedule.
         augment: what happens to training pictures.
+        pseudo: what is different for pictures that a detector labelled.
         evaluation: measuring checkpoints while the run goes on.
         sampling: which pictures come in an epoch, and how often.
         execution: where and how the run is executed.
@@ -128,6 +151,8 @@ class TrainConfig:
     val: str = ""
     out: str = ""
     ratio: tuple[int, ...] = ()
+    holdout: float = 0.0
+    holdout_seed: int = 0
     init: str = ""
     rpn_from: str = ""
     seed: int = 0
@@ -139,6 +164,7 @@ class TrainConfig:
     detector: DetectorConfig = DetectorConfig()
     optim: OptimConfig = OptimConfig()
     augment: AugmentConfig = AugmentConfig()
+    pseudo: PseudoConfig = PseudoConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     sampling: SamplingConfig = SamplingConfig()
     execution: ExecutionConfig = ExecutionConfig()
@@ -148,6 +174,10 @@ class TrainConfig:
         if self.ratio and (len(self.ratio) != len(self.train) or min(self.ratio) < 1):
             raise ValueError(
                 f"ratio needs a number >= 1 for each of the {len(self.train)} training sets, got {self.ratio}"
+            )
+        if not 0 <= self.holdout < 1 or self.holdout_seed < 0:
+            raise ValueError(
+                f"training needs 0 <= holdout < 1 and holdout-seed >= 0, got {self.holdout} and {self.holdout_seed}"
             )
         parts = self.execution.workers * self.execution.accumulate
         if self.optim.batch < parts:
@@ -190,3 +220,17 @@ def batch_shares(batch: int, weights: tuple[int, ...]) -> tuple[int, ...]:
     for i in by_remainder[: batch - sum(shares)]:
         shares[i] += 1
     return tuple(shares)
+
+
+def default_ratio(sizes: Sequence[int], pseudo: Sequence[bool]) -> tuple[int, ...]:
+    """Weights of training sets in a batch: 6 to 4 between those of people and of detectors, else by size.
+
+    Args:
+        sizes: pictures of each set, at least one.
+        pseudo: which sets a detector labelled.
+    """
+    totals = [sum(size for size, made in zip(sizes, pseudo, strict=True) if made is kind) for kind in (False, True)]
+    if not all(totals):
+        return tuple(sizes)
+    # Each kind's weights add up to its share times both totals.
+    return tuple((4 * totals[0] if made else 6 * totals[1]) * size for size, made in zip(sizes, pseudo, strict=True))

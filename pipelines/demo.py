@@ -9,7 +9,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from pipelines import commit, distill, evaluate, inspect, predict, prepare, prepare_config, shapes, storage, train
+from pipelines import (
+    commit,
+    distill,
+    distill_config,
+    evaluate,
+    inspect,
+    predict,
+    prepare,
+    prepare_config,
+    shapes,
+    storage,
+    train,
+)
 from pipelines.config import TrainConfig
 from pipelines.dataset import Dataset
 from pipelines.gallery import save_gallery
@@ -19,6 +31,7 @@ from pipelines.report import save_report
 from pipelines.run_report import load_run
 
 _ROWS_PER_SHARD = 32
+_HOLDOUT = 0.05
 Say = Callable[[str], None]
 
 
@@ -95,6 +108,8 @@ def _training(config: DemoConfig, folder: Path, name: str, steps: int, sets: tup
         out=str(folder / name),
         # The distillation paper's 6 : 4 of labelled and pseudo-labelled pictures in every batch.
         ratio=(6, 4) if len(sets) == 2 else (),
+        # The teacher does not see a few pictures, so that its labels can be audited on them.
+        holdout=0.0 if len(sets) == 2 else _HOLDOUT,
         seed=config.seed,
         tracking_uri=f"sqlite:///{folder / 'mlflow.db'}",
         optim=dataclasses.replace(base.optim, steps=steps),
@@ -137,15 +152,21 @@ def _distill(folder: Path, teacher: train.TrainResult, say: Say) -> None:
     pool, labels = str(folder / "data" / "pool"), str(folder / "pool_predictions")
     predict.run(predict.PredictConfig(checkpoint=teacher.checkpoint, data=pool, out=labels))
     chosen = distill.run(
-        distill.DistillConfig(
+        distill_config.DistillConfig(
             predictions=labels,
             pool=pool,
             labelled=str(folder / "data" / "train"),
             out=str(folder / "data" / "pseudo"),
+            val=str(folder / "data" / "val"),
+            teacher=teacher.checkpoint,
+            audit=True,
         )
     )
     kept = sum(row.kept for row in chosen.selection)
     say(f"  {kept} pseudo-labels on {chosen.manifest.rows_written} of {len(Dataset(pool))} pictures")
+    if chosen.audit is not None and chosen.audit.total.precision is not None:
+        total = chosen.audit.total
+        say(f"  audit on {chosen.audit.pictures} held-out pictures: {total.matched} of {total.labels} labels are right")
 
 
 def _report(config: DemoConfig, folder: Path, seconds: dict[str, float]) -> str:

@@ -1,206 +1,214 @@
 """The distill command: choose pseudo-labels among the detections on a pool of pictures nobody labelled.
 
-The rule is that of data distillation (Radosavovic et al. 2017, section 3): of each class keep, best scores first, as
-many objects a picture as people annotated in the labelled set. It is computed by order statistics, so that the result
-does not depend on how detections are spread over shards or on the order in which they are read.
+The choice follows data distillation (Radosavovic et al. 2017, section 3; see `pipelines.selection`). It reads only what
+`maskray predict` committed: thresholds are chosen again, into another folder, without running the detector again.
 """
 
-import dataclasses
+import functools
+import heapq
 import json
-from typing import NamedTuple
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-
-from pipelines import commit, dataset_writer, predictions, storage
+from pipelines import (
+    audit,
+    checkpoints,
+    commit,
+    dataset_writer,
+    distill_report,
+    leakage,
+    provenance,
+    review,
+    selection,
+    storage,
+)
 from pipelines import manifest as manifests
+from pipelines.audit import Audit
+from pipelines.checkpoints import Checkpoint
 from pipelines.dataset import Dataset
+from pipelines.distill_config import DistillConfig, Leaked
+from pipelines.distill_outputs import INSTANCES, RESULTS, write_instances, write_results
+from pipelines.distill_report import Account
+from pipelines.holdout import held_out_by
+from pipelines.labelled_rates import LabelledCounts, count_labels
+from pipelines.leakage import Leak
 from pipelines.manifest import ClassInfo, Manifest, ShardInfo
-from pipelines.predictions import PicturePrediction, PredictionsManifest
+from pipelines.predictions import PredictionsManifest
 from pipelines.progress import Progress
+from pipelines.pseudo_labels import PICTURES_A_SHEET, SHEETS, PictureFate, PoolShards, Shown, Writer
 from pipelines.ray_session import ray_session
-from pipelines.records import Instance, Record
-from pipelines.shard_runner import run_shards
-
-_FEW_OBJECTS = 20
+from pipelines.selection import KEEP_ALL, KEEP_NONE, Choice, ClassSelection, Fate, Key, Limits, Search, Tally
+from pipelines.shard_runner import Row, run_shards
 
 
 class DistillError(ValueError):
     """Inputs that do not belong together, or a selection that keeps nothing."""
 
 
-@dataclasses.dataclass(frozen=True)
-class DistillConfig:
-    """Choose pseudo-labels and write them as a data set that `maskray train` takes.
-
-    Attributes:
-        predictions: what `maskray predict` made on the pool.
-        pool: prepared data set of unlabelled pictures.
-        labelled: prepared data set the detector was trained on; its objects a picture set how many are kept.
-        out: folder or URI of the pseudo-labelled data set.
-        min_score: detections below are never kept, whatever the rule says.
-        max_score: detections from here on are always kept.
-        keep_empty: keep pictures without any kept object, as pictures without objects.
-        address: Ray cluster to use; empty starts one on this machine.
-    """
-
-    predictions: str
-    pool: str
-    labelled: str
-    out: str
-    min_score: float = 0.3
-    max_score: float = 1.0
-    keep_empty: bool = False
-    address: str = ""
-
-    def __post_init__(self) -> None:
-        """Check ranges."""
-        if not 0 <= self.min_score <= self.max_score <= 1:
-            raise ValueError(
-                f"distill needs 0 <= min-score <= max-score <= 1, got {self.min_score} and {self.max_score}"
-            )
-
-
-class ClassSelection(NamedTuple):
-    """What the rule chose for one class.
-
-    Attributes:
-        name: of the class.
-        labelled_rate: objects a labelled picture.
-        wanted: objects to keep in the pool by the rule.
-        threshold: score from which detections are kept.
-        kept: detections kept.
-        found: detections in all.
-        few_labels: the labelled rate rests on few objects and is unsure.
-    """
-
-    name: str
-    labelled_rate: float
-    wanted: int
-    threshold: float
-    kept: int
-    found: int
-    few_labels: bool
-
-
 class DistillResult(NamedTuple):
-    """The data set made and what was chosen a class."""
+    """The data set made and what was chosen a class.
+
+    Attributes:
+        manifest: of the data set.
+        selection: one row a class.
+        leak: labelled and validation pictures that were left out of the pool.
+        audit: how good the labels are; None where it was not asked for.
+    """
 
     manifest: Manifest
     selection: tuple[ClassSelection, ...]
+    leak: Leak = Leak()
+    audit: Audit | None = None
 
 
-def select_class(scores: npt.NDArray[np.float32], wanted: int, min_score: float, max_score: float) -> float:
-    """The score threshold (kept iff score >= it) that keeps `wanted` detections, within the floor and the cap.
+class _Inputs(NamedTuple):
+    """What a distillation reads, opened and checked."""
 
-    Equal scores stand or fall together, on the side of keeping fewer, so that ties need no order.
+    pool: Dataset
+    labelled: Dataset
+    found: PredictionsManifest
+    teacher: Checkpoint | None
+    counts: LabelledCounts
+    source: PoolShards
 
-    Args:
-        scores: of one class over the whole pool.
-        wanted: detections to keep.
-        min_score: floor of the threshold.
-        max_score: cap of the threshold.
+
+def _open(config: DistillConfig) -> _Inputs:
+    """Open everything, and refuse what does not belong together.
+
+    Raises:
+        DistillError: other data, classes or teacher, no labels, or validation pictures among the labelled ones.
     """
-    if wanted >= scores.size:
-        threshold = min_score
-    elif wanted <= 0:
-        threshold = max_score
-    else:
-        ordered = np.sort(scores)[::-1]
-        last, after = ordered[wanted - 1], ordered[wanted]
-        threshold = float(last) if last > after else float(np.nextafter(last, np.float32(2)))
-    return min(max(threshold, min_score), max_score)
-
-
-def _select(
-    labelled: Manifest, pool_pictures: int, scores: list[npt.NDArray[np.float32]], config: DistillConfig
-) -> tuple[ClassSelection, ...]:
-    rows = []
-    for info, count, of_class in zip(labelled.classes, labelled.class_counts, scores, strict=True):
-        rate = count / labelled.labelled_images
-        wanted = round(rate * pool_pictures)
-        threshold = select_class(of_class, wanted, config.min_score, config.max_score)
-        # In float64, as each detection is judged below: a threshold of 0.7 lies above the float32 number nearest to it.
-        kept = int((of_class.astype(np.float64) >= threshold).sum())
-        rows.append(ClassSelection(info.name, rate, wanted, threshold, kept, of_class.size, count < _FEW_OBJECTS))
-    return tuple(rows)
-
-
-def pseudo_record(record: Record, found: PicturePrediction, thresholds: npt.NDArray[np.float64]) -> Record:
-    """The pool's picture with the kept detections as its objects, best first."""
-    kept = [i for i in range(len(found.scores)) if found.scores[i] >= thresholds[found.labels[i]] and found.areas[i]]
-    instances = tuple(
-        Instance(
-            # Unique in the data set as long as image ids are: a picture has at most 100 detections.
-            id=record.image_id * 1000 + rank + 1,
-            label=int(found.labels[i]),
-            box_xyxy=tuple(float(v) for v in found.boxes_xyxy[i]),  # type: ignore[arg-type]
-            area=float(found.areas[i]),
-            crowd=False,
-            ignore=False,
-            polygons=None,
-            rle=None if found.rles is None else found.rles[i],
-            keypoints=None,
-            score=float(found.scores[i]),
-        )
-        for rank, i in enumerate(kept)
-    )
-    return dataclasses.replace(record, instances=instances, labelled=True)
-
-
-@dataclasses.dataclass(frozen=True)
-class _ShardWork:
-    """What is needed to write any pseudo-labelled shard."""
-
-    config: DistillConfig
-    predictions: PredictionsManifest
-    thresholds: tuple[float, ...]
-    fingerprint: str
-
-    def write(self, shard: int) -> ShardInfo:
-        """Write one shard; the same input gives the same bytes."""
-        pool = Dataset(self.config.pool)
-        found = predictions.read_pictures(self.config.predictions, self.predictions.shards[shard])
-        first = int(pool.rows_per_shard[:shard].sum())
-        thresholds = np.array(self.thresholds)
-        rows = []
-        for offset, picture in enumerate(found):
-            record = pool.record(first + offset)
-            if record.image_id != picture.image_id:
-                raise DistillError(
-                    f"picture {first + offset} of the pool has id {record.image_id}, its prediction "
-                    f"{picture.image_id}: predict again on this pool"
-                )
-            made = pseudo_record(record, picture, thresholds)
-            if made.instances or self.config.keep_empty:
-                rows.append(made)
-        filesystem, folder = storage.open_uri(self.config.out)
-        return dataset_writer.write_shard(filesystem, folder, shard, rows, {"fingerprint": self.fingerprint})
-
-
-def _check(config: DistillConfig, pool: Dataset, labelled: Manifest, found: PredictionsManifest) -> None:
+    pool, labelled = Dataset(config.pool), Dataset(config.labelled)
+    found = PredictionsManifest.load(config.predictions)
+    teacher = checkpoints.load(config.teacher) if config.teacher else None
     if found.dataset != pool.manifest.hash:
         raise DistillError(f"{config.predictions} was made on other data than {config.pool}: predict on this pool")
-    if found.classes != labelled.classes:
+    if found.classes != labelled.manifest.classes:
         raise DistillError(
             f"the detector's classes {_names(found.classes)} are not those of {config.labelled} "
-            f"{_names(labelled.classes)}: give the data set the detector was trained on"
+            f"{_names(labelled.manifest.classes)}: give the data set the detector was trained on"
         )
-    if not labelled.labelled_images:
+    if teacher is not None and teacher.hash != found.checkpoint:
+        raise DistillError(
+            f"{config.predictions} was not made by {teacher.uri}: give the checkpoint that predicted as --teacher"
+        )
+    held_out = held_out_by(teacher).get(labelled.manifest.hash, frozenset()) if teacher else frozenset()
+    counts = count_labels(labelled, held_out)
+    if not counts.pictures:
         raise DistillError(f"{config.labelled} has no labelled picture: give the data set the detector was trained on")
+    measured = [Dataset(config.val)] if config.val else []
+    leak = leakage.leak_between(labelled, measured)
+    if leak.count:
+        raise DistillError(
+            f"{leak} of {config.labelled} are validation pictures of {config.val}: what is measured there would be "
+            "too good; take them out of one of the two"
+        )
+    cap = teacher.detector.box.max_detections if teacher else 0
+    known = leakage.hashes_of([labelled, *measured])
+    source = PoolShards(config.pool, config.predictions, found, known, cap)
+    return _Inputs(pool, labelled, found, teacher, counts, source)
 
 
 def _names(classes: tuple[ClassInfo, ...]) -> list[str]:
     return [info.name for info in classes]
 
 
-def _scores(config: DistillConfig, found: PredictionsManifest) -> list[npt.NDArray[np.float32]]:
-    """Scores of all detections with a mask, class by class."""
-    parts: list[list[npt.NDArray[np.float32]]] = [[] for _ in found.classes]
-    for picture in predictions.all_pictures(config.predictions, found):
-        for label in range(len(found.classes)):
-            parts[label].append(picture.scores[(picture.labels == label) & (picture.areas > 0)])
-    return [np.concatenate(part) if part else np.empty(0, np.float32) for part in parts]
+class _Choices(NamedTuple):
+    """What the rule made of the pool."""
+
+    choices: tuple[Choice, ...]
+    wanted: tuple[int, ...]
+    tally: Tally
+    full: int
+    leak: Leak
+    keeps_any: bool
+
+
+def _choose(config: DistillConfig, inputs: _Inputs, shards: int) -> _Choices:
+    """Thresholds by two rounds over the shards: counts in bins, then the ranks within the bins where cuts fall."""
+    source = inputs.source
+    facts = _facts(lambda: source.count, "count", shards)
+    tally, leak = Tally.from_plain([[], []]), Leak()
+    for fact in facts:
+        tally += Tally.from_plain(fact["tally"])
+        leak += Leak(fact["leak"][0], tuple(fact["leak"][1]))
+    if leak.count and config.leaked is Leaked.REFUSE:
+        raise DistillError(
+            f"{leak} of {config.pool} are labelled or validation pictures: what is measured would be too good; take "
+            "them out of the pool, or leave them out with --leaked leave_out"
+        )
+    pictures = sum(fact["pictures"] for fact in facts)
+    wanted = tuple(round(count / inputs.counts.pictures * pictures) for count in inputs.counts.objects)
+    last = _last_kept(source, tally, wanted, shards)
+    limits = Limits(config.min_score, config.max_score, config.uncertain)
+    choices = tuple(selection.choose(key, limits) for key in last)
+    best = [max((fact["best"][label] for fact in facts), default=-1.0) for label in range(len(wanted))]
+    # No key is better than one of the best score and of negative place.
+    any_kept = any(c.fate(Key(-score, -1, -1)) is Fate.LABEL for c, score in zip(choices, best, strict=True))
+    return _Choices(choices, wanted, tally, sum(fact["full"] for fact in facts), leak, any_kept)
+
+
+def _last_kept(source: PoolShards, tally: Tally, wanted: Sequence[int], shards: int) -> list[Key]:
+    """The last detection of each class that the rule keeps."""
+    places = {label: tally.last_bin(label, count) for label, count in enumerate(wanted)}
+    searches = {label: Search(*place) for label, place in places.items() if place is not None}
+    best: dict[int, list[Key]] = {label: [] for label in searches}
+    for fact in _facts(lambda: functools.partial(source.rank, searches=searches), "rank", shards) if searches else []:
+        for label, keys in selection.keys_from_plain(fact).items():
+            best[label] += keys
+        best = selection.best_of(best, searches)
+    whole = [KEEP_ALL if count > 0 else KEEP_NONE for count in wanted]
+    return [best[label][-1] if label in best else key for label, key in enumerate(whole)]
+
+
+def _selection(inputs: _Inputs, chosen: _Choices, labels: Sequence[Row]) -> tuple[ClassSelection, ...]:
+    rows = []
+    for label, info in enumerate(inputs.found.classes):
+        counts = (
+            sum(row["kept"][label] for row in labels), sum(row["uncertain"][label] for row in labels),
+            chosen.tally.found(label),
+        )  # fmt: skip
+        rows.append(
+            selection.described(
+                info.name, inputs.counts.objects[label], inputs.counts.pictures, chosen.wanted[label],
+                chosen.choices[label], counts,
+            )
+        )  # fmt: skip
+    return tuple(rows)
+
+
+def _identity(config: DistillConfig, inputs: _Inputs) -> dict[str, str]:
+    """What the result depends on; hashes instead of places."""
+    return {
+        "kind": "distill",
+        "pool": inputs.pool.manifest.hash,
+        "labelled": inputs.labelled.manifest.hash,
+        "val": Manifest.load(config.val).hash if config.val else "",
+        "predictions": inputs.found.hash,
+        "teacher": inputs.found.checkpoint,
+        "held_out": str(inputs.counts.held_out),
+        "min_score": str(config.min_score),
+        "max_score": str(config.max_score),
+        "uncertain": str(config.uncertain),
+        "weight": config.weight.value,
+        "keep_empty": str(config.keep_empty),
+        "leaked": config.leaked.value,
+        "coco": str(config.coco),
+    }
+
+
+def _found_before(config: DistillConfig, fingerprint: str) -> DistillResult | None:
+    """What an earlier run of the same command made."""
+    filesystem, folder = storage.open_uri(config.out)
+    if not storage.is_file(filesystem, storage.join(folder, manifests.FILE_NAME)):
+        return None
+    made = Manifest.load(config.out)
+    if made.fingerprint != fingerprint:
+        raise DistillError(f"{config.out} holds another data set: choose another --out")
+    rows = json.loads(made.source["selection"])
+    leak = json.loads(made.source["leak"])
+    return DistillResult(made, tuple(ClassSelection(**row) for row in rows), Leak(leak[0], tuple(leak[1])))
 
 
 def run(config: DistillConfig) -> DistillResult:
@@ -208,68 +216,88 @@ def run(config: DistillConfig) -> DistillResult:
 
     Raises:
         DistillError: inputs that do not belong together, or nothing was kept.
+        AuditError: nothing that can be audited.
         ValueError: an input that is missing or damaged, or an output that holds other data.
     """
-    config = dataclasses.replace(
-        config,
-        predictions=storage.canonical_uri(config.predictions),
-        pool=storage.canonical_uri(config.pool),
-        labelled=storage.canonical_uri(config.labelled),
-        out=storage.canonical_uri(config.out),
-    )
-    pool, labelled = Dataset(config.pool), Manifest.load(config.labelled)
-    found = PredictionsManifest.load(config.predictions)
-    _check(config, pool, labelled, found)
-    selection = _select(labelled, len(pool), _scores(config, found), config)
-    if not any(row.kept for row in selection) and not config.keep_empty:
-        best = max((row.threshold for row in selection), default=config.min_score)
+    config = config.with_full_places()
+    inputs = _open(config)
+    identity = _identity(config, inputs)
+    fingerprint = commit.sha256_of(json.dumps(identity, sort_keys=True).encode())
+    made = _found_before(config, fingerprint)
+    if made is None:
+        with ray_session(config.address or None):
+            made = _make(config, inputs, identity, fingerprint)
+    # From here on thresholds are fixed: all that follows reads the committed data set.
+    if config.audit and inputs.teacher is not None:
+        found = audit.run(config.out, config.labelled, inputs.teacher, made.selection, config.address)
+        made = made._replace(audit=found)
+    if config.review:
+        review.export(config.out, made.selection, config.review, config.review_prefix, inputs.found.checkpoint[:12])
+    distill_report.save_page(config.out)
+    return made
+
+
+def _make(config: DistillConfig, inputs: _Inputs, identity: dict[str, str], fingerprint: str) -> DistillResult:
+    started, shards = time.time(), len(inputs.pool.rows_per_shard)
+    chosen = _choose(config, inputs, shards)
+    if not chosen.keeps_any and not config.keep_empty:
+        best = max((choice.threshold for choice in chosen.choices), default=config.min_score)
         raise DistillError(
             f"no detection reached its threshold (floor {config.min_score}, highest {best:.3f}): "
             "lower --min-score, or train the teacher longer"
         )
-    source = {
-        "kind": "distill",
-        "images": config.pool,
-        "pool": pool.manifest.hash,
-        "labelled": labelled.hash,
-        "predictions": found.hash,
-        "teacher": found.checkpoint,
-        "keep_empty": str(config.keep_empty),
-        "thresholds": json.dumps({row.name: row.threshold for row in selection}, sort_keys=True),
-    }
-    fingerprint = commit.sha256_of(json.dumps({**source, "images": ""}, sort_keys=True).encode())
     filesystem, folder = storage.open_uri(config.out)
-    if storage.is_file(filesystem, storage.join(folder, manifests.FILE_NAME)):
-        made = Manifest.load(config.out)
-        if made.fingerprint != fingerprint:
-            raise DistillError(f"{config.out} holds another data set: choose another --out")
-        return DistillResult(made, selection)
     commit.sweep_temps(filesystem, folder)
-    work = _ShardWork(config, found, tuple(row.threshold for row in selection), fingerprint)
-    shards = tuple(_write_all(work, len(pool.rows_per_shard)))
-    rows = sum(shard.rows for shard in shards)
+    writer = Writer(inputs.source, config.out, chosen.choices, config.weight, config.keep_empty, fingerprint)
+    facts = _facts(lambda: writer.write, "write", shards)
+    rows = _selection(inputs, chosen, [fact["labels"] for fact in facts])
+    account = Account(
+        selection=rows,
+        pictures={fate.value: sum(fact["pictures"][fate.value] for fact in facts) for fate in PictureFate},
+        sizes=[sum(fact["labels"]["sizes"][at] for fact in facts) for at in range(3)],
+        full=chosen.full,
+        leak=chosen.leak,
+        held_out=inputs.counts.held_out,
+        histograms=[chosen.tally.histogram(label) for label in range(len(rows))],
+    )
+    chain = provenance.of_distillation(inputs.labelled, inputs.pool, inputs.found, inputs.teacher)
+    files = {"dropped": commit.sha256_of("\n".join(fact["dropped"] for fact in facts).encode())}
+    if config.coco:
+        files[INSTANCES] = write_instances(config.out, shards, inputs.found.classes, chain["round"])
+        files[RESULTS] = write_results(config.out, config.predictions, inputs.found)
+    sheets = {name: heapq.nsmallest(PICTURES_A_SHEET, _shown(facts, name)) for name in SHEETS}
+    distill_report.write(config.out, account, sheets, (started, time.time()))
+    infos = tuple(ShardInfo(**fact["info"]) for fact in facts)
     draft = dataset_writer.Draft(
-        classes=found.classes,
-        shards=shards,
+        classes=inputs.found.classes,
+        shards=infos,
         rejections=(),
-        rows_in=rows,
-        instances_in=sum(shard.instances for shard in shards),
+        rows_in=sum(info.rows for info in infos),
+        instances_in=sum(info.instances for info in infos),
         source={
-            **source,
-            "pool_pictures": str(len(pool)),
-            "pictures_without_kept_object": str(len(pool) - rows),
+            **identity,
+            "images": config.pool,
+            "selection": json.dumps([row._asdict() for row in rows]),
+            "leak": json.dumps([chosen.leak.count, chosen.leak.examples]),
+            "pictures": json.dumps(account.pictures, sort_keys=True),
+            "files": json.dumps(files, sort_keys=True),
+            "provenance": provenance.to_json(chain),
         },
         fingerprint=fingerprint,
     )
-    return DistillResult(dataset_writer.commit_dataset(filesystem, folder, draft), selection)
+    return DistillResult(dataset_writer.commit_dataset(filesystem, folder, draft), rows, chosen.leak)
 
 
-def _write_all(work: _ShardWork, count: int) -> list[ShardInfo]:
-    done: dict[int, ShardInfo] = {}
-    progress = Progress("distill", count, "shards")
-    with ray_session(work.config.address or None):
-        for shard, facts in run_shards(lambda: lambda number: dataclasses.asdict(work.write(number)), range(count)):
-            done[shard] = ShardInfo(**facts)
-            progress.update(len(done))
+def _shown(facts: Sequence[Row], name: str) -> Iterator[Shown]:
+    return (Shown(*one) for fact in facts for one in fact["shown"][name])
+
+
+def _facts(make_work: Callable[[], Callable[[int], Row]], name: str, count: int) -> list[Row]:
+    """Every shard's facts in order, made on the connected Ray."""
+    done: dict[int, Any] = {}
+    progress = Progress(f"distill: {name}", count, "shards")
+    for shard, facts in run_shards(make_work, range(count)):
+        done[shard] = facts
+        progress.update(len(done))
     progress.close()
     return [done[shard] for shard in range(count)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines import check_semantic, commit, decode, masks, polygons, rejections
+from pipelines import check_semantic, commit, decode, masks, polygons, provenance, rejections
 from pipelines.dataset import Dataset, DatasetError
 from pipelines.manifest import Manifest
 from pipelines.records import Record, SchemaError
@@ -149,12 +149,19 @@ def _text(dataset: Dataset, problems: Sequence[str], verified: bool) -> str:
         lines += ["", *_class_lines(manifest)]
     if manifest.rows_rejected or manifest.instances_rejected:
         lines += ["", *_rejection_lines(dataset.rejections())]
+    lines += _chain_lines(manifest)
     if verified:
         found = [f"  {problem}" for problem in problems[:_MOST_PROBLEMS]]
         more = [f"  and {len(problems) - _MOST_PROBLEMS} more"] if len(problems) > _MOST_PROBLEMS else []
         verdict = f"verified      {len(problems)} problems" if problems else "verified      everything is as committed"
         lines += ["", verdict, *found, *more]
     return "\n".join(lines)
+
+
+def _chain_lines(manifest: Manifest) -> list[str]:
+    """Where the labels of a pseudo-labelled data set come from."""
+    chain = provenance.of_data_set(manifest)
+    return [] if chain is None else ["", *provenance.lines(chain)]
 
 
 def _size_lines(dataset: Dataset) -> list[str]:

@@ -4,6 +4,7 @@ One mechanism serves one worker or many, and a fresh or a resumed run: a torch `
 and its worker processes (if any) build whole batches.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
@@ -138,11 +139,15 @@ class Source(NamedTuple):
         dataset: to read.
         per_batch: its samples in a batch.
         repeats: float64 [samples], how often each comes an epoch (see `sampling.repeats`); None for once.
+        augment: what happens to its pictures; None for what happens to all.
+        ignored: whether its ignored regions are loaded, where the detector is to know them.
     """
 
     dataset: Dataset
     per_batch: int
     repeats: npt.NDArray[np.float64] | None = None
+    augment: AugmentConfig | None = None
+    ignored: bool = True
 
 
 class TrainBatches(TorchDataset[Batch]):
@@ -180,10 +185,12 @@ class TrainBatches(TorchDataset[Batch]):
                 f"a batch of {total} pictures cannot be divided among {world} workers: "
                 f"choose a batch that is a multiple of {world}, or another number of workers"
             )
-        self._sources, self._picture, self._augment, self._seed = list(sources), picture, augment, seed
+        self._sources, self._picture, self._seed = list(sources), picture, seed
+        self._augments = [source.augment or augment for source in sources]
         self._rank, self._world = rank, world
-        self._largest = largest_picture(picture, augment)
+        self._largest = _largest([largest_picture(picture, one) for one in self._augments])
         self._wanted = _checked(wanted, [source.dataset for source in sources])
+        self._wanted_of = [dataclasses.replace(wanted, ignore=wanted.ignore and s.ignored) for s in sources]
         self._swaps = [[mirrored(info.keypoints) for info in s.dataset.manifest.classes] for s in sources]
         self._orders = [
             SampleOrder(
@@ -213,12 +220,18 @@ class TrainBatches(TorchDataset[Batch]):
             seed = sample_seed(self._seed + number, place.epoch, place.index, place.copy)
             record = self._sources[number].dataset.record(place.index)
             rng = np.random.default_rng(seed)
-            swaps = self._swaps[number]
-            samples.append(transform(record, self._picture, self._augment, rng, self._wanted, swaps))
+            augment, wanted, swaps = self._augments[number], self._wanted_of[number], self._swaps[number]
+            samples.append(transform(record, self._picture, augment, rng, wanted, swaps))
             seeds.append(seed)
             ids.append(record.image_id)
         images, targets = collate(samples, seeds, self._largest.short_edge_px, self._largest, self._wanted)
         return Batch(images, targets, torch.tensor(ids, dtype=torch.int64))
+
+
+def _largest(pictures: Sequence[PictureConfig]) -> PictureConfig:
+    """The largest sides that pictures of any source have."""
+    short, long = max(p.short_edge_px for p in pictures), max(p.long_edge_px for p in pictures)
+    return dataclasses.replace(pictures[0], short_edge_px=short, long_edge_px=long)
 
 
 def _checked(wanted: Wanted, datasets: Sequence[Dataset]) -> Wanted:

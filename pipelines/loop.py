@@ -17,10 +17,11 @@ from model.settings import from_dict
 from pipelines import checkpoints, commit, storage
 from pipelines.checkpoint_writer import CheckpointWriter
 from pipelines.config import TrainConfig
+from pipelines.holdout import TRAINED_ON
 from pipelines.manifest import ClassInfo
 from pipelines.optim import learning_rate_at, set_learning_rate
 from pipelines.order import sample_seed
-from pipelines.train_feed import Feed, Place
+from pipelines.train_feed import Feed, Place, trained_on
 from pipelines.train_state import Part, TrainState
 from pipelines.train_window import Skipped, Window, not_finite
 
@@ -133,6 +134,7 @@ class _Loop:
         self.state, self.first = _start(job, place)
         self.model = _network(self.state.detector, self.config, place)
         self.feed = Feed(self.config, place, self.first)
+        self.trained_on = trained_on(self.config)
         self.window = Window(place.device, place.world)
 
     def run(self, writer: CheckpointWriter) -> int:
@@ -232,7 +234,8 @@ class _Loop:
     def _save(self, done: int, writer: CheckpointWriter) -> None:
         if self.place.rank == 0:
             state = self.state
-            made = checkpoints.snapshot(done, state.detector, state.optimiser, self.job.classes, state.extra())
+            extra = {**state.extra(), TRAINED_ON: self.trained_on}
+            made = checkpoints.snapshot(done, state.detector, state.optimiser, self.job.classes, extra)
             writer.submit(made)
 
 

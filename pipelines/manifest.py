@@ -123,6 +123,11 @@ class Manifest:
         return commit.sha256_of(self.to_bytes())
 
     @property
+    def is_pseudo(self) -> bool:
+        """Whether a detector labelled it."""
+        return self.source.get("kind") == "distill"
+
+    @property
     def names(self) -> tuple[str, ...]:
         """Class names in the order of labels."""
         return tuple(c.name for c in self.classes)

@@ -62,7 +62,7 @@ def score_picture(record: Record, prediction: PicturePrediction, min_score: floa
     kept = order[prediction.scores[order] >= min_score]
     instances = record.instances
     regions = np.array([i.crowd or i.ignore for i in instances], bool)
-    overlap = _overlaps(record, prediction, kept)
+    overlap = overlaps(record, prediction, kept)
     labels = np.array([i.label for i in instances], np.int64)
     overlap = np.where(prediction.labels[kept][:, None] == labels, overlap, 0.0)
     free, total, false = ~regions, 0.0, 0
@@ -79,8 +79,14 @@ def score_picture(record: Record, prediction: PicturePrediction, min_score: floa
     return PictureScore(total / judged if judged else None, objects, objects - int(free.sum()), false)
 
 
-def _overlaps(record: Record, prediction: PicturePrediction, kept: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """[detections, objects]: IoU, or for crowds and ignored regions the share of the detection inside."""
+def overlaps(record: Record, prediction: PicturePrediction, kept: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """[kept, objects] of a picture: IoU, or for crowds and ignored regions the share of the detection inside.
+
+    Of masks, or of boxes where an object of the picture has no mask.
+
+    Raises:
+        PredictionsError: a detection's mask is damaged.
+    """
     instances = record.instances
     if not len(kept) or not instances:
         return np.zeros((len(kept), len(instances)))

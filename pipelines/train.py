@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from model.settings import override, to_dict
 from pipelines import checkpoints, commit, storage
 from pipelines.coco_metrics import STAT_NAMES
-from pipelines.config import TrainConfig, batch_shares
+from pipelines.config import TrainConfig, batch_shares, default_ratio
 from pipelines.evaluate import Evaluation
 from pipelines.launch import launch
 from pipelines.manifest import ClassInfo, Manifest
@@ -170,9 +170,10 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
     if config.rpn_from:
         config = override(config, "detector.separate_rpn", True)
         _require_same_pictures(config)
-    sizes = tuple(manifests[uri].rows_written for uri in config.train)
-    per_batch = batch_shares(config.optim.batch, config.ratio or sizes)[0]
-    optim = resolve_schedule(config.optim, sizes[0], per_batch)
+    sizes = [manifests[uri].rows_written for uri in config.train]
+    ratio = config.ratio or default_ratio(sizes, [manifests[uri].is_pseudo for uri in config.train])
+    trained_on = sizes[0] - round(config.holdout * sizes[0])
+    optim = resolve_schedule(config.optim, trained_on, batch_shares(config.optim.batch, ratio)[0])
     return dataclasses.replace(override(config, "detector.num_classes", len(classes)), optim=optim), manifests, classes
 
 

@@ -1,14 +1,18 @@
 """What a worker trains on: its share of each batch, in parts, on its device."""
 
+import dataclasses
 import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from pipelines.config import TrainConfig, batch_shares
+from pipelines.config import TrainConfig, batch_shares, default_ratio
 from pipelines.dataset import Dataset
+from pipelines.holdout import IntArray, held_out_ids
 from pipelines.loading import Batch, Source, TrainBatches, stream
 from pipelines.order import Position
 from pipelines.sampling import repeats
@@ -38,7 +42,11 @@ class WorkerBatches(TrainBatches):
             config.augment,
             config.seed,
             window=config.shuffle_window or None,
-            wanted=Wanted.by(config.detector),
+            wanted=dataclasses.replace(
+                Wanted.by(config.detector),
+                ignore=config.pseudo.ignore and any(map(_is_pseudo, sources)),
+                weights=config.pseudo.weights and any(map(_is_pseudo, sources)),
+            ),
         )
         self.parts = config.execution.accumulate
         self._worker, self._workers = place.rank, place.world
@@ -49,13 +57,41 @@ class WorkerBatches(TrainBatches):
         return super().positions(step)[self._worker + self._workers * part :: self._workers * self.parts]
 
 
+def _is_pseudo(source: Source) -> bool:
+    return source.dataset.manifest.is_pseudo
+
+
+def held_out(config: TrainConfig, dataset: Dataset) -> IntArray:
+    """Ids of the pictures of a run's training set that it is not trained on: of the first set alone."""
+    is_first = dataset.uri == config.train[0]
+    return held_out_ids(dataset.image_ids, config.holdout if is_first else 0.0, config.holdout_seed)
+
+
+def trained_on(config: TrainConfig) -> dict[str, Tensor]:
+    """Ids of the pictures held out, by hash of each training set; what a checkpoint keeps as `TRAINED_ON`."""
+    sets = [Dataset(uri) for uri in config.train]
+    return {dataset.manifest.hash: torch.from_numpy(held_out(config, dataset)) for dataset in sets}
+
+
+def _repeats(config: TrainConfig, dataset: Dataset) -> npt.NDArray[np.float64] | None:
+    """How often each picture comes an epoch: never where it is held out."""
+    factors, left_out = repeats(dataset, config.sampling), held_out(config, dataset)
+    if not len(left_out):
+        return factors
+    known = np.ones(len(dataset)) if factors is None else factors
+    return np.where(np.isin(dataset.image_ids, left_out), 0.0, known)
+
+
 def build_batches(config: TrainConfig, place: Place) -> WorkerBatches:
     """This worker's batches."""
     sets = [Dataset(uri) for uri in config.train]
-    shares = batch_shares(config.optim.batch, config.ratio or tuple(len(dataset) for dataset in sets))
-    sources = [
-        Source(dataset, share, repeats(dataset, config.sampling)) for dataset, share in zip(sets, shares, strict=True)
-    ]
+    ratio = config.ratio or default_ratio([len(d) for d in sets], [d.manifest.is_pseudo for d in sets])
+    shares = batch_shares(config.optim.batch, ratio)
+    sources = []
+    for dataset, share in zip(sets, shares, strict=True):
+        pseudo = dataset.manifest.is_pseudo
+        augment = config.pseudo.augment if pseudo and config.pseudo.strong else None
+        sources.append(Source(dataset, share, _repeats(config, dataset), augment, ignored=pseudo))
     return WorkerBatches(sources, config, place)
 
 

@@ -63,22 +63,25 @@ pipelines.dataset | pipelines.source_index | pipelines.predictions | pipelines.c
 pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipelines.dataset_writer
     | pipelines.loading | pipelines.sampling | pipelines.inference | pipelines.gallery | pipelines.picture_score
     | pipelines.coco_export
+    | pipelines.leakage | pipelines.labelled_rates | pipelines.holdout | pipelines.selection | pipelines.provenance
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
     | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists | pipelines.starting_weights
     | pipelines.validation | pipelines.labeller | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
-pipelines.loop
+    | pipelines.pseudo_labels | pipelines.distill_outputs
+pipelines.loop | pipelines.review
 pipelines.inbox | pipelines.evaluator
 pipelines.train_worker
 pipelines.follower
-pipelines.careful | pipelines.predict | pipelines.distill | pipelines.inspect | pipelines.report
+pipelines.careful | pipelines.predict | pipelines.inspect | pipelines.report
 pipelines.shard_task | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
-pipelines.part_files | pipelines.train
-pipelines.prepare
+    | pipelines.audit | pipelines.distill_config
+pipelines.part_files | pipelines.train | pipelines.distill_report
+pipelines.prepare | pipelines.distill
 pipelines.run_report | pipelines.sweep_trial | pipelines.sweeps
 pipelines.sweep_results | pipelines.sweep_runner
 pipelines.sweep_tracking
 pipelines.tune
-pipelines.demo | pipelines.cli_clusters | pipelines.cli_weights
+pipelines.demo | pipelines.cli_clusters | pipelines.cli_distill | pipelines.cli_weights
 pipelines.cli
 pipelines.__main__
 """

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines import cli, demo, distill, evaluate, inspect, predict, prepare, prepare_config, train
+from pipelines import cli, demo, distill, distill_config, evaluate, inspect, predict, prepare, prepare_config, train
 from pipelines.coco_metrics import STAT_NAMES, Metrics
 from pipelines.config import Precision
 from pipelines.optim import Algorithm
@@ -63,7 +63,7 @@ def asked(monkeypatch):
         seen.append(config)
         raise AskedError
 
-    for module in (demo, distill, evaluate, inspect, predict, prepare, train):
+    for module in (demo, distill, distill_config, evaluate, inspect, predict, prepare, train):
         monkeypatch.setattr(module, "run", run)
 
     def ask(words):
@@ -223,7 +223,7 @@ def test_options_reach_the_config(asked):
     assert asked("inspect d --verify --gallery g.html") == inspect.InspectConfig("d", verify=True, gallery="g.html")
     assert asked("evaluate --annotations a --results r") == evaluate.EvaluateConfig(annotations="a", results="r")
     config = asked("distill --predictions a --pool b --labelled c --out d --min-score 0.5 --keep-empty")
-    assert config == distill.DistillConfig("a", "b", "c", "d", min_score=0.5, keep_empty=True)
+    assert config == distill_config.DistillConfig("a", "b", "c", "d", min_score=0.5, keep_empty=True)
     assert asked("demo --out x --steps 3 --workers 1") == demo.DemoConfig(out="x", steps=3, workers=1)
 
 

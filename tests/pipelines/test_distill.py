@@ -1,106 +1,50 @@
-"""The choice of pseudo-labels against a slow oracle, and the data set that is written of it, without Ray."""
+"""The distill command on data sets in memory's reach: what is written, refused, and left as it was, without Ray."""
 
+import contextlib
 import dataclasses
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pycocotools.coco import COCO
 
-from pipelines import distill, masks, storage
+from pipelines import commit, distill, storage
+from pipelines.coco_export import to_coco
 from pipelines.dataset import Dataset
-from pipelines.distill import DistillConfig, DistillError, pseudo_record, select_class
+from pipelines.distill import DistillError
+from pipelines.distill_config import DistillConfig, Leaked
 from pipelines.manifest import ClassInfo
-from tests.pipelines.tiny_shards import CLASSES, detected, record, thing, write_dataset, write_predictions
+from pipelines.predictions import PredictionsError
+from pipelines.pseudo_labels import Weight, dropped_name
+from tests.pipelines import tiny_shards
+from tests.pipelines.tiny_shards import CLASSES, detected, thing, write_dataset, write_predictions
 
 
-def kept_by_the_rule(scores, wanted, floor, cap):
-    """The best `wanted` without splitting equals, those below the floor out, those from the cap on in."""
-    ranked = sorted((float(score) for score in scores), reverse=True)
-    count = min(max(wanted, 0), len(ranked))
-    while 0 < count < len(ranked) and ranked[count - 1] == ranked[count]:
-        count -= 1
-    best = ranked[count - 1] if count else np.inf
-    return [s for s in ranked if (s >= best and s >= floor) or s >= cap]
+def record(number, *arguments, **changes):
+    """A record whose picture is its own."""
+    return tiny_shards.record(number, *arguments, sha256=commit.sha256_of(b"%d" % number), **changes)
 
 
-def kept_by_threshold(scores, threshold):
-    return sorted((float(score) for score in scores if float(score) >= threshold), reverse=True)
+def ranked(pictures, label):
+    """Keys of all detections of a class with a pixel, best first, by the plain way."""
+    keys = []
+    for found in pictures:
+        rows = sorted(
+            (-score, int(of), tuple(box), rle, int(area))
+            for score, of, box, rle, area in zip(
+                found.scores.tolist(), found.labels, found.boxes_xyxy.tolist(), found.rles, found.areas, strict=True
+            )
+        )
+        keys += [(row[0], found.image_id, rank) for rank, row in enumerate(rows) if row[1] == label and row[4]]
+    return sorted(keys)
 
 
-def choices():
-    for seed in range(400):
-        rng = np.random.default_rng(seed)
-        count = int(rng.integers(0, 12))
-        scores = rng.random(count).astype(np.float32)
-        if seed % 2:  # ties, also at the floor, the cap and one
-            scores = rng.choice(np.array([0.3, 0.5, 0.7, 0.9, 1.0], np.float32), count)
-        floor = float(rng.choice([0.0, 0.3, 0.5, 0.7]))
-        cap = float(rng.choice([0.7, 0.9, 1.0]))
-        yield scores, int(rng.integers(-1, 14)), floor, max(floor, cap)
-
-
-def test_the_threshold_keeps_what_the_rule_says():
-    for scores, wanted, floor, cap in choices():
-        threshold = select_class(scores, wanted, floor, cap)
-        assert floor <= threshold <= cap
-        assert kept_by_threshold(scores, threshold) == kept_by_the_rule(scores, wanted, floor, cap), (scores, wanted)
-
-
-def test_the_order_of_detections_does_not_matter():
-    for scores, wanted, floor, cap in choices():
-        thresholds = {select_class(np.random.default_rng(k).permutation(scores), wanted, floor, cap) for k in range(4)}
-        assert len(thresholds) == 1
-
-
-def test_wanting_more_never_keeps_less():
-    for scores, _, floor, cap in choices():
-        kept = [len(kept_by_threshold(scores, select_class(scores, n, floor, cap))) for n in range(len(scores) + 2)]
-        assert kept == sorted(kept)
-        assert all(count <= max(n, sum(scores >= cap)) for n, count in enumerate(kept))
-
-
-@pytest.mark.parametrize(
-    ("scores", "wanted", "floor", "cap", "kept"),
-    [
-        ([0.9, 0.8, 0.7, 0.1], 2, 0.0, 1.0, 2),
-        ([0.9, 0.8, 0.8, 0.1], 2, 0.0, 1.0, 1),  # both or none
-        ([0.8, 0.8, 0.8], 2, 0.0, 1.0, 0),
-        ([0.8, 0.8, 0.8], 3, 0.0, 1.0, 3),
-        ([0.9, 0.2], 5, 0.3, 1.0, 1),  # more wanted than found: the floor alone
-        ([0.9, 0.2], 2, 0.3, 1.0, 1),
-        ([0.99, 0.9], 0, 0.3, 1.0, 0),
-        ([0.99, 0.9], 0, 0.3, 0.95, 1),  # the cap keeps it all the same
-        ([1.0, 1.0, 0.5], 1, 0.3, 1.0, 2),
-        ([], 3, 0.3, 1.0, 0),
-    ],
-)
-def test_choices_by_hand(scores, wanted, floor, cap, kept):
-    scores = np.array(scores, np.float32)
-    assert len(kept_by_threshold(scores, select_class(scores, wanted, floor, cap))) == kept
-
-
-RECORD = record(7)
-
-
-def test_a_pseudo_record_holds_the_kept_detections():
-    found = detected(
-        RECORD, [(1, 2, 20, 30), (5, 5, 9, 9), (0, 0, 64, 48), (3, 3, 8, 8)], [1, 0, 1, 0], [0.9, 0.8, 0.7, 0.2]
-    )
-    made = pseudo_record(RECORD, found, np.array([0.5, 0.75]))
-    assert [(i.label, i.score, i.box_xyxy) for i in made.instances] == [
-        (1, pytest.approx(0.9), (1.0, 2.0, 20.0, 30.0)),
-        (0, pytest.approx(0.8), (5.0, 5.0, 9.0, 9.0)),
-    ]
-    assert [i.area for i in made.instances] == [19 * 28, 16]
-    assert masks.area(made.instances[0].rle) == 19 * 28
-    assert all(not i.crowd and not i.ignore and i.polygons is None and i.loss_weight == 1.0 for i in made.instances)
-    assert made.labelled
-    assert dataclasses.replace(made, instances=(), labelled=True) == dataclasses.replace(RECORD, labelled=True)
-
-
-def test_detections_without_a_pixel_are_left_out():
-    found = detected(RECORD, [(1, 2, 20, 30), (4, 4, 4, 9)], scores=[0.9, 0.9])
-    assert len(pseudo_record(RECORD, found, np.array([0.0, 0.0])).instances) == 1
+def kept_by_the_rule(pictures, label, wanted, floor, cap):
+    """Scores of the best `wanted`, those below the floor out, those from the cap on in; best first."""
+    keys = ranked(pictures, label)
+    scores = [-key[0] for key in keys]
+    return [score for place, score in enumerate(scores) if (place < wanted and score >= floor) or score >= cap]
 
 
 def pool(folder, split=(3, 0, 4)):
@@ -131,10 +75,17 @@ def labelled(folder):
     return write_dataset(folder, [rows])
 
 
+def by_one_process(make_work, name, count):
+    """Each shard's facts after a way through JSON, as Ray brings them, the last shard first."""
+    facts = {shard: json.loads(json.dumps(make_work()(shard))) for shard in reversed(range(count))}
+    return [facts[shard] for shard in range(count)]
+
+
 @pytest.fixture
 def plan(tmp_path, monkeypatch):
     """Runs distill on a pool in given shards; shards are written one by one here, not by Ray."""
-    monkeypatch.setattr(distill, "_write_all", lambda work, count: [work.write(shard) for shard in range(count)])
+    monkeypatch.setattr(distill, "_facts", by_one_process)
+    monkeypatch.setattr(distill, "ray_session", contextlib.nullcontext)
     people = labelled(tmp_path / "labelled")
 
     def prepared(name, split=(3, 0, 4), found=findings, **options):
@@ -150,20 +101,25 @@ def test_a_pool_becomes_a_data_set(plan):
     result = distill.run(config)
     pictures = [findings(record(20 + i)) for i in range(7)]
     for label, (row, rate) in enumerate(zip(result.selection, (4 / 3, 1 / 3), strict=True)):
-        scores = np.concatenate([picture.scores[picture.labels == label] for picture in pictures])
         assert (row.labelled_rate, row.wanted) == (pytest.approx(rate), round(7 * rate))
-        assert (row.found, row.few_labels) == (len(scores), True)
-        kept = kept_by_the_rule(scores, row.wanted, 0.3, 1.0)
+        assert (row.found, row.few_labels) == (len(ranked(pictures, label)), True)
+        kept = kept_by_the_rule(pictures, label, row.wanted, 0.3, 1.0)
         assert row.kept == len(kept) > 0
         dataset = Dataset(config.out)
         written = [i for n in range(len(dataset)) for i in dataset.record(n).instances if i.label == label]
-        assert sorted((i.score for i in written), reverse=True) == pytest.approx(kept)
+        labels = [i.score for i in written if not i.ignore]
+        assert sorted(labels, reverse=True) == pytest.approx(kept)
+        assert all(row.uncertain_from <= i.score for i in written if i.ignore)
+        assert row.uncertain == sum(i.ignore for i in written)
     made = result.manifest
-    assert (made.classes, made.instances_kept) == (CLASSES, sum(row.kept for row in result.selection))
+    assert made.classes == CLASSES
+    assert made.class_counts == tuple(row.kept for row in result.selection)
+    assert made.crowds == sum(row.uncertain for row in result.selection)
     assert made.labelled_images == made.rows_written == len(Dataset(config.out)) < 7
     assert made.source["kind"] == "distill"
-    assert made.source["pictures_without_kept_object"] == str(7 - made.rows_written)
-    assert json.loads(made.source["thresholds"]) == {row.name: row.threshold for row in result.selection}
+    counts = json.loads(made.source["pictures"])
+    assert (counts["labelled"], sum(counts.values())) == (made.rows_written, 7)
+    assert json.loads(made.source["selection"]) == [row._asdict() for row in result.selection]
 
 
 def instances_by_picture(config):
@@ -224,7 +180,7 @@ def test_the_account_is_that_of_the_data_at_scores_on_the_floor(plan, floor):
     def on_the_floor(one):
         return detected(one, [(1, 1, 9, 9), (2, 2, 12, 12)], scores=[0.99, floor])
 
-    config = plan("a", min_score=floor, max_score=floor, found=on_the_floor)
+    config = plan("a", min_score=floor, max_score=floor, uncertain=1.0, found=on_the_floor)
     result = distill.run(config)
     written = sum(len(found) for found in instances_by_picture(config).values())
     assert written == sum(row.kept for row in result.selection) == result.manifest.instances_kept
@@ -240,6 +196,118 @@ def test_detections_without_a_pixel_do_not_count(plan):
     selection = distill.run(config).selection
     assert (selection[0].found, selection[0].kept) == (7, 7)
     assert all(len(found) == 1 for found in instances_by_picture(config).values())
+
+
+def test_uncertain_detections_become_ignored_regions(plan):
+    config = plan("a", min_score=0.75)
+    distill.run(config)
+    found = [i for of_picture in instances_by_picture(config).values() for i in of_picture]
+    assert {i.ignore for i in found} == {True, False}
+    for instance in found:
+        assert instance.crowd == instance.ignore == (instance.score < 0.75)
+        assert instance.score >= 0.375
+    none = plan("b", min_score=0.75, uncertain=1.0)
+    distill.run(none)
+    assert not any(i.ignore for of_picture in instances_by_picture(none).values() for i in of_picture)
+
+
+def test_equal_scores_are_split_by_picture(plan):
+    """Nine dogs are wanted of fourteen of one score: those of the pictures with the lowest ids."""
+
+    def equal(one):
+        return detected(one, [(2, 2, 12, 12), (1, 1, 9, 9)], scores=[0.9, 0.9])
+
+    config = plan("a", found=equal, uncertain=1.0)
+    row = distill.run(config).selection[0]
+    assert (row.wanted, row.kept, row.threshold) == (9, 9, pytest.approx(0.9))
+    kept = {n: len(found) for n, found in instances_by_picture(config).items()}
+    assert kept == {20: 2, 21: 2, 22: 2, 23: 2, 24: 1}
+    # Of the last picture the one whose box comes first.
+    assert instances_by_picture(config)[24][0].box_xyxy == (1.0, 1.0, 9.0, 9.0)
+
+
+def test_weights_are_one_or_the_score(plan):
+    plain, scored = plan("a"), plan("b", weight=Weight.SCORE)
+    for config in (plain, scored):
+        distill.run(config)
+    assert {i.loss_weight for found in instances_by_picture(plain).values() for i in found} == {1.0}
+    assert all(i.loss_weight == i.score for found in instances_by_picture(scored).values() for i in found)
+
+
+def test_coco_files_load_and_are_the_same_bytes_again(plan, tmp_path, capsys):
+    first, second = plan("a", keep_empty=True), plan("b", (7,), keep_empty=True)
+    for config in (first, second):
+        distill.run(config)
+    outs = [tmp_path / name / "out" for name in "ab"]
+    for name in ("instances.json", "results.json"):
+        assert outs[0].joinpath(name).read_bytes() == outs[1].joinpath(name).read_bytes(), name
+    truth = COCO(str(outs[0] / "instances.json"))
+    dataset = Dataset(str(outs[0]))
+    plain = {row["id"]: row for row in to_coco(dataset)["annotations"]}
+    assert truth.anns.keys() == plain.keys()
+    for number, row in truth.anns.items():
+        assert {key: row[key] for key in plain[number]} == plain[number]
+        assert truth.annToMask(row).sum() == row["area"]
+        assert (row["source"], row["round"], row["iscrowd"]) == ("pseudo", 1, row["ignore"])
+    total = sum(len(findings(record(20 + i)).scores) for i in range(7))
+    assert len(truth.loadRes(str(outs[0] / "results.json")).anns) == total
+    noted = json.loads(dataset.manifest.source["files"])
+    assert noted["instances.json"] == commit.sha256_of((outs[0] / "instances.json").read_bytes())
+
+
+def test_every_detection_is_a_label_or_dropped_with_a_reason(plan, tmp_path):
+    config = plan("a", min_score=0.75)
+    result = distill.run(config)
+    rows = []
+    for number in range(3):
+        with pa.OSFile(str(tmp_path / "a" / "out" / dropped_name(number))) as file:
+            rows += pa.ipc.open_file(file).read_all().to_pylist()
+    pictures = [row for row in rows if row["label"] is None]
+    lost = [row for row in rows if row["label"] is not None]
+    total = sum(len(findings(record(20 + i)).scores) for i in range(7))
+    # Those of a picture that is left out for want of a label are not below their threshold for that alone.
+    written = sum(len(found) for found in instances_by_picture(config).values())
+    uncertain = sum(0.375 <= score < 0.75 for row in pictures for score in findings(record(row["image_id"])).scores)
+    assert written + len(lost) + uncertain == total
+    assert len(pictures) + result.manifest.rows_written == 7
+    assert {row["reason"] for row in pictures} == {"nothing_kept"}
+    assert all(row["reason"] == "below_threshold" and row["score"] < row["threshold"] for row in lost)
+
+
+def test_labelled_and_validation_pictures_in_the_pool(plan, tmp_path):
+    val = write_dataset(tmp_path / "val", [[record(21), record(90)]])
+    with pytest.raises(DistillError, match=r"1 pictures \(such as 21.jpg\) of .* are labelled or validation pictures"):
+        distill.run(plan("a", val=val.uri))
+    config = plan("b", val=val.uri, leaked=Leaked.LEAVE_OUT)
+    result = distill.run(config)
+    assert (result.leak.count, result.leak.examples) == (1, ("21.jpg",))
+    assert 21 not in instances_by_picture(config)
+    assert json.loads(result.manifest.source["pictures"])["leaked"] == 1
+    assert result.selection[0].wanted == round(6 * 4 / 3)
+    both = write_dataset(tmp_path / "both", [[record(2), record(91)]])
+    with pytest.raises(DistillError, match=r"1 pictures \(such as 2.jpg\) of .*labelled are validation pictures"):
+        distill.run(plan("c", val=both.uri))
+
+
+def test_the_report_and_the_review_show_the_labels(plan, tmp_path):
+    distill.run(plan("a", review=2))
+    out = tmp_path / "a" / "out"
+    page = (out / "report.html").read_text()
+    assert "The best labels" in page
+    assert "nearest their threshold" in page
+    assert "round 1" in page
+    body = json.loads((out / "report.json").read_text())
+    assert sum(body["pictures"].values()) == 7
+    assert sum(map(sum, body["histograms"])) == sum(row["found"] for row in body["selection"])
+    assert len(json.loads((out / "review" / "label_studio.json").read_text())) == 2
+
+
+def test_thresholds_are_chosen_again_from_what_was_predicted(plan, tmp_path):
+    config = plan("a")
+    first = distill.run(config).selection
+    second = distill.run(dataclasses.replace(config, out=str(tmp_path / "again"), min_score=0.75)).selection
+    assert [row.threshold for row in second] != [row.threshold for row in first]
+    assert [row.found for row in second] == [row.found for row in first]
 
 
 def test_nothing_kept_is_an_error(plan, tmp_path):
@@ -262,9 +330,18 @@ def test_inputs_that_do_not_belong_together(plan, tmp_path):
 
 def test_a_prediction_of_another_picture_is_refused(plan):
     config = plan("a", found=lambda one: dataclasses.replace(findings(one), image_id=one.image_id + 1))
-    with pytest.raises(DistillError, match="picture 0 of the pool has id 20, its prediction 21: predict again"):
+    with pytest.raises(PredictionsError, match=r"picture \d of the pool has id 2\d, its prediction 2\d: predict again"):
         distill.run(config)
     assert not storage.is_file(*storage.open_uri(f"{config.out}/manifest.json"))
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ValueError, match="needs 0 < uncertain <= 1, got 0"):
+        DistillConfig("p", "q", "l", "o", uncertain=0)
+    with pytest.raises(ValueError, match="needs review >= 0, got -1"):
+        DistillConfig("p", "q", "l", "o", review=-1)
+    with pytest.raises(ValueError, match="--audit needs --teacher"):
+        DistillConfig("p", "q", "l", "o", audit=True)
 
 
 @pytest.mark.parametrize(("low", "high"), [(-0.1, 1.0), (0.8, 0.7), (0.3, 1.1)])

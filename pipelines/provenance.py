@@ -1,0 +1,116 @@
+"""Where pseudo-labels come from: the teacher, what it learned from, and so on back to what people labelled.
+
+Each pseudo-labelled data set carries the whole chain, so that it stays readable when older folders are gone.
+"""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines import commit, storage
+from pipelines.checkpoints import Checkpoint
+from pipelines.dataset import Dataset
+from pipelines.manifest import Manifest, ManifestError
+from pipelines.predictions import PredictionsManifest
+
+_KEY = "provenance"
+_NOT_FACTS = ("shards", "classes")
+
+
+def _data_sets_of(checkpoint: Checkpoint) -> list[str]:
+    """URIs of the data its run was trained on; none where the run's folder is gone, or it was imported."""
+    run = checkpoint.uri.rpartition("/checkpoints/")[0]
+    if not run:
+        return []
+    filesystem, folder = storage.open_uri(run)
+    path = storage.join(folder, "run.json")
+    if not storage.is_file(filesystem, path):
+        return []
+    try:
+        return [str(uri) for uri in commit.unsealed(storage.read_bytes(filesystem, path), "run", 1)["train"]]
+    except (ValueError, KeyError, TypeError):
+        return []
+
+
+def training_sets(checkpoint: Checkpoint) -> list[tuple[str, Manifest]]:
+    """The data sets a checkpoint's run was trained on, as far as they are still there."""
+    found = []
+    for uri in _data_sets_of(checkpoint):
+        try:
+            found.append((uri, Manifest.load(uri)))
+        except (ManifestError, OSError):
+            continue
+    return found
+
+
+def _described(uri: str) -> dict[str, Any]:
+    try:
+        manifest = Manifest.load(uri)
+    except (ManifestError, OSError):
+        return {"uri": uri, "hash": "", "pictures": 0, "objects": 0, "from": None}
+    return {
+        "uri": uri, "hash": manifest.hash, "pictures": manifest.rows_written, "objects": manifest.instances_kept,
+        "from": of_data_set(manifest),
+    }  # fmt: skip
+
+
+def of_distillation(
+    labelled: Dataset, pool: Dataset, found: PredictionsManifest, teacher: Checkpoint | None
+) -> dict[str, Any]:
+    """The chain of a data set that is being made.
+
+    Args:
+        labelled: what people labelled.
+        pool: what is labelled now.
+        found: the detections, with how they were made.
+        teacher: the checkpoint that made them; None where it is not known.
+
+    Returns:
+        JSON-able: `round`, `teacher`, `predictions`, `labelled`, `pool`; the teacher's `data` name what it learned
+        from, each with its own chain as `from`.
+    """
+    data = [_described(uri) for uri in _data_sets_of(teacher)] if teacher else []
+    rounds = [part["from"]["round"] for part in data if part["from"]]
+    facts = {k: v for k, v in dataclasses.asdict(found).items() if k not in _NOT_FACTS}
+    known: dict[str, Any] = {"checkpoint": found.checkpoint, "uri": "", "step": None, "files": {}}
+    if teacher is not None:
+        known |= {"uri": teacher.uri, "step": teacher.step, "files": dict(teacher.files)}
+    return {
+        "round": 1 + max(rounds, default=0),
+        "teacher": {**known, "data": data},
+        "predictions": {**facts, "hash": found.hash},
+        "labelled": {"uri": labelled.uri, "hash": labelled.manifest.hash},
+        "pool": {"uri": pool.uri, "hash": pool.manifest.hash},
+    }
+
+
+def to_json(chain: Mapping[str, Any]) -> str:
+    """As a data set's manifest keeps it."""
+    return json.dumps(chain, sort_keys=True)
+
+
+def of_data_set(manifest: Manifest) -> dict[str, Any] | None:
+    """The chain of a pseudo-labelled data set; None for any other."""
+    text = manifest.source.get(_KEY)
+    return None if text is None else dict(json.loads(text))
+
+
+def lines(chain: Mapping[str, Any], indent: str = "") -> list[str]:
+    """The chain for people, from the labels back to what people labelled."""
+    teacher = chain["teacher"]
+    step = "" if teacher["step"] is None else f", step {teacher['step']}"
+    made = [
+        f"{indent}round {chain['round']}: labels of {chain['pool']['uri']} ({_short(chain['pool']['hash'])})",
+        f"{indent}  by the teacher {teacher['uri'] or 'not named'} ({_short(teacher['checkpoint'])}{step})",
+        f"{indent}  as many a picture as in {chain['labelled']['uri']} ({_short(chain['labelled']['hash'])})",
+    ]
+    for part in teacher["data"]:
+        made.append(f"{indent}  it learned from {part['uri']} ({_short(part['hash']) or 'not there any more'})")
+        if part["from"]:
+            made += lines(part["from"], indent + "    ")
+    return made
+
+
+def _short(digest: str) -> str:
+    return digest[:12]

@@ -1,0 +1,151 @@
+"""What a worker is fed: held-out pictures never, pseudo-labelled ones in their share, their regions ignored."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from model.matching import ignored
+from model.roi.sampling import sample_rois
+from pipelines import checkpoints, dataset_writer, loop, storage, train
+from pipelines.config import PseudoConfig, TrainConfig, default_ratio
+from pipelines.dataset import Dataset
+from pipelines.geometry import AugmentConfig
+from pipelines.holdout import held_out_by
+from pipelines.train_feed import Place, build_batches, held_out, trained_on
+from tests.pipelines import tiny_run, tiny_shards
+
+CPU = Place(0, 1, torch.device("cpu"))
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    return tiny_run.dataset(tmp_path_factory.mktemp("people"), (12, 8))
+
+
+def pseudo_set(folder, records):
+    """Records as what distill writes."""
+    filesystem, path = storage.open_uri(str(folder))
+    info = dataset_writer.write_shard(filesystem, path, 0, records, {})
+    source = {"kind": "distill"}
+    draft = dataset_writer.Draft(tiny_shards.CLASSES, (info,), (), len(records), info.instances, source, "p")
+    dataset_writer.commit_dataset(filesystem, path, draft)
+    return Dataset(str(folder))
+
+
+def as_labelled_by_a_detector(number, uncertain, weight=0.5):
+    """A scene whose objects have a weight; the uncertain ones are ignored."""
+    record = tiny_run.scene(number)
+    things = [
+        dataclasses.replace(thing, loss_weight=weight, ignore=place in uncertain, crowd=place in uncertain)
+        for place, thing in enumerate(record.instances)
+    ]
+    return dataclasses.replace(record, image_id=1000 + number, instances=tuple(things))
+
+
+@pytest.fixture(scope="module")
+def pseudo(tmp_path_factory):
+    records = [as_labelled_by_a_detector(number, {1}) for number in range(1, 21, 2)]  # two objects each
+    return pseudo_set(tmp_path_factory.mktemp("pseudo"), records)
+
+
+def test_held_out_pictures_never_come(people, tmp_path):
+    config = tiny_run.config(people, tmp_path, holdout=0.2, holdout_seed=3)
+    out = set(held_out(config, people).tolist())
+    assert len(out) == 4
+    batches = build_batches(config, CPU)
+    seen = {int(n) for step in range(12) for n in batches[step].image_ids}
+    assert seen == set(people.image_ids.tolist()) - out
+    assert trained_on(config)[people.manifest.hash].tolist() == sorted(out)
+
+
+def test_the_checkpoint_knows_what_was_held_out(people, tmp_path):
+    config = tiny_run.config(people, tmp_path, optim={"steps": 2}, holdout=0.2)
+    loop.fit(tiny_run.job(config), CPU, lambda row: None)
+    out = frozenset(held_out(config, people).tolist())
+    assert held_out_by(checkpoints.load(str(tmp_path))) == {people.manifest.hash: out}
+    assert len(out) == 4
+
+
+def test_only_the_first_set_holds_pictures_out(people, pseudo, tmp_path):
+    config = tiny_run.config((people, pseudo), tmp_path, holdout=0.5)
+    assert (len(held_out(config, people)), len(held_out(config, pseudo))) == (10, 0)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "made", "wanted"),
+    [
+        ((100, 50), (False, False), (2, 1)),
+        ((100, 5000), (False, True), (3, 2)),
+        ((5, 100), (True, False), (2, 3)),
+        ((30, 90, 10), (False, False, True), (3 * 1, 3 * 3, 2 * 4)),
+        ((7,), (True,), (1,)),
+    ],
+)
+def test_people_and_detectors_share_a_batch_six_to_four(sizes, made, wanted):
+    ratio = default_ratio(sizes, made)
+    assert [r * wanted[0] for r in ratio] == [w * ratio[0] for w in wanted]
+
+
+def test_a_batch_is_mixed_six_to_four_without_being_told(people, pseudo, tmp_path):
+    config = tiny_run.config((people, pseudo), tmp_path, optim={"batch": 10})
+    batches = build_batches(config, CPU)
+    assert [int((batches[step].image_ids >= 1000).sum()) for step in range(5)] == [4] * 5
+
+
+def test_uncertain_objects_are_ignored_and_weights_multiply(people, pseudo, tmp_path):
+    config = tiny_run.config((people, pseudo), tmp_path)
+    batch = build_batches(config, CPU)[0]
+    made = batch.image_ids >= 1000
+    targets = batch.targets
+    assert targets.ignore[made].sum(dim=1).tolist() == [1] * int(made.sum())
+    assert not targets.ignore[~made].any()
+    assert set(targets.weights[made][targets.valid[made]].tolist()) == {0.5}
+    assert set(targets.weights[~made][targets.valid[~made]].tolist()) == {1.0}
+    off = dataclasses.replace(config, pseudo=PseudoConfig(ignore=False, weights=False))
+    plain = build_batches(off, CPU)[0].targets
+    assert (plain.ignore, plain.weights) == (None, None)
+    alone = build_batches(tiny_run.config(people, tmp_path), CPU)[0].targets
+    assert (alone.ignore, alone.weights) == (None, None)
+
+
+def test_strong_augmentation_is_for_pseudo_labelled_pictures_alone(people, pseudo, tmp_path):
+    config = tiny_run.config((people, pseudo), tmp_path, augment=AugmentConfig(flip=0.0))
+    strong = PseudoConfig(strong=True, augment=AugmentConfig(flip=0.0, short_edges_px=(32,)))
+    plain, changed = (build_batches(one, CPU)[0] for one in (config, dataclasses.replace(config, pseudo=strong)))
+    made = plain.image_ids >= 1000
+    short = [batch.images.sizes_hw.amin(dim=1) for batch in (plain, changed)]
+    assert short[0].tolist() == [64] * len(made)
+    assert short[1][made].tolist() == [32] * int(made.sum())
+    assert short[1][~made].tolist() == [64] * int((~made).sum())
+
+
+@pytest.mark.parametrize("ignore", [True, False])
+def test_an_ignored_object_is_not_taught_as_background(ignore, tmp_path):
+    """From the shard to what both stages draw: boxes on an uncertain object are background only where asked for."""
+    data = pseudo_set(tmp_path / "pseudo", [as_labelled_by_a_detector(number, {0, 1}) for number in range(1, 9)])
+    config = tiny_run.config(data, tmp_path, pseudo=PseudoConfig(ignore=ignore))
+    batch, shown = build_batches(config, CPU)[0], build_batches(tiny_run.config(data, tmp_path), CPU)[0]
+    regions = shown.targets.boxes * shown.targets.ignore[..., None]  # of no extent where there is none
+    corner = torch.tensor([0.0, 0.0, 2.0, 2.0]).expand(len(regions), 1, 4)
+    candidates = torch.cat([regions, corner], dim=1)
+    there = torch.cat([shown.targets.ignore, torch.ones(len(regions), 1, dtype=torch.bool)], dim=1)
+    skipped = ignored(candidates, batch.targets).expand_as(there)
+    assert torch.equal(skipped & there, there & torch.tensor([ignore] * (there.shape[1] - 1) + [False]))
+    drawn = sample_rois(candidates, there, batch.targets, 2, config.detector.box, 0.5, 0)
+    background = [boxes[valid] for boxes, valid in zip(drawn.boxes, drawn.valid & ~drawn.positive, strict=True)]
+    assert not drawn.positive.any()
+    for boxes, of_picture in zip(background, there, strict=True):
+        assert len(boxes) == (1 if ignore else int(of_picture.sum()))
+
+
+def test_settings_out_of_range():
+    with pytest.raises(ValueError, match=r"training needs 0 <= holdout < 1 and holdout-seed >= 0, got 1.0 and 0"):
+        TrainConfig(holdout=1.0)
+    with pytest.raises(ValueError, match=r"got 0.1 and -1"):
+        TrainConfig(holdout=0.1, holdout_seed=-1)
+
+
+def test_the_length_of_a_run_counts_the_pictures_it_sees(people, tmp_path):
+    config = tiny_run.config(people, tmp_path, holdout=0.5, optim={"epochs": 2})
+    assert train.resolve(config)[0].optim.steps == 5
