@@ -275,6 +275,7 @@ def to_results(picture: PicturePrediction, classes: Sequence[ClassInfo]) -> list
             counts = picture.rles[i].decode("ascii")
             row["segmentation"] = {"size": [picture.height, picture.width], "counts": counts}
         if picture.keypoints is not None and info.keypoints:
-            row["keypoints"] = picture.keypoints[i].astype(float).ravel().tolist()
+            # Annotations name pixels by their index, predictions by their place: a pixel's centre is at .5.
+            row["keypoints"] = (picture.keypoints[i].astype(float) - [0.5, 0.5, 0.0]).ravel().tolist()
         rows.append(row)
     return rows

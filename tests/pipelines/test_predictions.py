@@ -78,7 +78,10 @@ def test_keypoints_agreement_and_rejections_are_kept(tmp_path):
     for name in ("keypoints", "view_agreement", "box_spread"):
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
     assert (found.mask_agreement, other.keypoints, other.rejected, found.rejected) == (None, None, "truncated", "")
-    assert "segmentation" not in predictions.to_results(found, CLASSES)[0]
+    persons = [dataclasses.replace(info, keypoints=("nose",) * 5) for info in CLASSES]
+    row = predictions.to_results(found, persons)[0]
+    assert "segmentation" not in row
+    np.testing.assert_allclose(np.reshape(row["keypoints"], (5, 3)), points[0] - [0.5, 0.5, 0], atol=1e-6)
 
 
 def test_the_hash_is_that_of_the_file(written, tmp_path):
