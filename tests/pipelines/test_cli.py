@@ -63,7 +63,7 @@ def asked(monkeypatch):
         seen.append(config)
         raise AskedError
 
-    for module in (demo, distill, distill_config, evaluate, inspect, predict, prepare, train):
+    for module in (demo, distill, evaluate, inspect, predict, prepare, train):
         monkeypatch.setattr(module, "run", run)
 
     def ask(words):

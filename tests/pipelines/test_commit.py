@@ -104,3 +104,19 @@ def test_a_store_that_is_not_local_gets_one_put(tmp_path):
 
 def test_sha256_of_nothing():
     assert commit.sha256_of(b"").startswith("e3b0c44298fc1c14")
+
+
+def test_chunks_become_one_file_whole_or_not_at_all(tmp_path):
+    filesystem, folder = storage.open_uri(str(tmp_path))
+    digest = commit.Digest()
+    commit.write_chunks(filesystem, f"{folder}/whole", digest.through(iter([b"ab", b"", b"cd"])))
+    assert (tmp_path / "whole").read_bytes() == b"abcd"
+    assert digest.hex == commit.sha256_of(b"abcd")
+
+    def broken():
+        yield b"ab"
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        commit.write_chunks(filesystem, f"{folder}/half", broken())
+    assert [path.name for path in tmp_path.iterdir()] == ["whole"]
