@@ -71,6 +71,9 @@ def read(uri: str) -> ForeignWeights:
 
 def _content(data: bytes, uri: str) -> tuple[Any, dict[str, Any]]:
     """The object in the file, and the metadata that its format keeps apart."""
+    # First: a safetensors file begins with the length of its header, whose lowest byte can be any other format's first.
+    if data[8:9] == b"{" and int.from_bytes(data[:8], "little") <= len(data) - 8:
+        return _load_safetensors(data, uri)
     if data.startswith(b"PK\x03\x04"):
         _check_archive(data, uri)
         return _load_torch(data, uri), {}

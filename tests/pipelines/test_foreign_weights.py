@@ -192,3 +192,11 @@ def test_no_file_and_no_place(tmp_path):
         read(str(tmp_path))
     with pytest.raises(ValueError, match=r"cannot open 'https://x/y\.pth'"):
         read("https://x/y.pth")
+
+
+@pytest.mark.parametrize("padding", range(0, 256, 8))
+def test_a_header_of_any_length_is_read(tmp_path, padding):
+    """The length comes first in a safetensors file: its lowest byte can be what a pickle begins with."""
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({"a.weight": torch.ones(2)}, path, metadata={"note": "x" * padding})
+    assert read(str(path)).state["a.weight"].tolist() == [1, 1]
