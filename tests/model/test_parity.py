@@ -15,12 +15,13 @@ from model.boxes import pairwise_iou
 from model.build import build_detector
 from model.checkpoint import load_strict
 from model.config import PasteRule
-from model.convert import Framework, convert, fit_counters, peer_names
+from model.convert import Framework, convert, fit_counters, observe, peer_names
 from model.detector import loss_names, normalise
 from model.heads.keypoint import decode_keypoints
 from model.heads.mask import mask_probabilities
 from model.ops.masks import mask_rle
 from model.picture import pad, resize, resized_hw, tight_hw
+from model.settings import override
 from pipelines.masks import rasterise
 from tests.oracles import parity
 
@@ -38,9 +39,13 @@ def case(request):
 @functools.lru_cache(maxsize=1)
 def load(path):
     fixture = parity.Fixture(path)
-    detector = build_detector(fixture.config)
     imported = convert(fixture.weights, Framework(fixture.peer))
     assert imported.leftover == ()
+    # Names and shapes have the last word on the layers, as in an import; the file's own account has it on all rules.
+    for found in observe(imported.state, Framework(fixture.peer)):
+        if not found.path.endswith("norm"):
+            fixture.config = override(fixture.config, found.path, found.value)
+    detector = build_detector(fixture.config)
     load_strict(detector, fit_counters(imported.state, detector.state_dict().keys()), path.name)
     return fixture, detector.eval()
 
