@@ -13,11 +13,12 @@ import numpy as np
 from pipelines import commit, dataset_writer, leakage, predict, predictions, provenance, storage
 from pipelines import manifest as manifests
 from pipelines.checkpoints import Checkpoint
+from pipelines.config import Precision
 from pipelines.dataset import Dataset
 from pipelines.holdout import held_out_by
 from pipelines.leakage import ShardPictures
 from pipelines.picture_score import MIN_IOU, overlaps
-from pipelines.predictions import PicturePrediction, PredictionsManifest
+from pipelines.predictions import Making, PicturePrediction, PredictionsManifest
 from pipelines.records import Record
 from pipelines.selection import ClassSelection
 
@@ -190,7 +191,29 @@ def _judge(labelled: Dataset, chosen: Sequence[int], uri: str, selection: Sequen
     return Audit(len(chosen), rows)
 
 
-def run(out: str, labelled: str, teacher: Checkpoint, selection: Sequence[ClassSelection], address: str) -> Audit:
+def _as_the_pool(making: Making | None, config: predict.PredictConfig) -> predict.PredictConfig:
+    """The same detector must not label better or worse than it did: views, merging and precision are the pool's."""
+    if making is None:
+        return config
+    return dataclasses.replace(
+        config,
+        views=",".join(making.views),
+        voting_iou=making.voting_iou,
+        precision=Precision(making.precision),
+        batch=making.batch,
+        cpus_per_worker=making.threads,
+        gpu=making.device == "cuda",
+    )
+
+
+def run(
+    out: str,
+    labelled: str,
+    teacher: Checkpoint,
+    selection: Sequence[ClassSelection],
+    address: str,
+    making: Making | None = None,
+) -> Audit:
     """Label the pictures that the teacher held out and measure the labels at the thresholds of a finished data set.
 
     Args:
@@ -199,6 +222,7 @@ def run(out: str, labelled: str, teacher: Checkpoint, selection: Sequence[ClassS
         teacher: its checkpoint.
         selection: the thresholds, a class each.
         address: Ray cluster to use; empty starts one on this machine.
+        making: how the pool was predicted; None for predict's defaults.
 
     Raises:
         AuditError: the teacher held nothing out, or saw what it held out.
@@ -208,7 +232,7 @@ def run(out: str, labelled: str, teacher: Checkpoint, selection: Sequence[ClassS
     chosen = _audited(dataset, teacher)
     pictures = _write_pictures(dataset, chosen, f"{out}/audit/pictures")
     labels = f"{out}/audit/predictions"
-    predict.run(predict.PredictConfig(checkpoint=teacher.uri, data=pictures.uri, out=labels, address=address))
+    predict.run(_as_the_pool(making, predict.PredictConfig(teacher.uri, pictures.uri, labels, address=address)))
     made = _judge(dataset, chosen, labels, selection)
     filesystem, folder = storage.open_uri(out)
     body = {"pictures": made.pictures, "classes": [dataclasses.asdict(row) for row in made.classes]}

@@ -30,6 +30,7 @@ _PICTURES = {
     "empty": "kept without an object",
     "nothing_kept": "left out: no detection was kept",
     "leaked": "left out: labelled or validation pictures",
+    "unseen": "left out: the detector could not look at them",
 }
 
 

@@ -49,6 +49,7 @@ class PictureFate(enum.Enum):
     EMPTY = "empty"  # kept as a picture without objects
     NOTHING_KEPT = "nothing_kept"
     LEAKED = "leaked"  # a labelled or validation picture
+    UNSEEN = "unseen"  # the detector could not look at it
 
 
 class Shown(NamedTuple):
@@ -73,9 +74,8 @@ def dropped_name(number: int) -> str:
 
 
 def agreement(found: PicturePrediction) -> Sequence[float] | None:
-    """Share of views that agree on each detection; None for predictions that do not have it."""
-    values = getattr(found, "view_agreement", None)
-    return None if values is None else [float(value) for value in values]
+    """Share of views that agree on each detection; None where there is nothing to disagree about."""
+    return None if (found.view_agreement >= 1).all() else [float(value) for value in found.view_agreement]
 
 
 def _keypoints(found: PicturePrediction, at: int) -> npt.NDArray[np.float32] | None:
@@ -151,7 +151,7 @@ class PoolShards:
     def count(self, shard: int) -> dict[str, Any]:
         """The tally of a shard and its best score a class, its leak, and how many pictures are full of detections."""
         leak = leakage.read_shard(Dataset(self.pool), shard).leak(self.known)
-        free = [found for found, known in self.pictures(shard) if not known]
+        free = [found for found, known in self.pictures(shard) if not known and not found.rejected]
         full = sum(self.cap > 0 and len(found.scores) >= self.cap for found in free)
         usable = [(found.scores[found.areas > 0], found.labels[found.areas > 0]) for found in free]
         best = [
@@ -204,7 +204,7 @@ class Writer:
         shown: dict[str, list[Shown]] = {name: [] for name in SHEETS}
         for record, found, known in self._pairs(shard):
             made = pseudo_record(record, found, self.choices, self.weight)
-            fate = self._fate(made, known)
+            fate = PictureFate.UNSEEN if found.rejected else self._fate(made, known)
             counts[fate.value] += 1
             if fate in (PictureFate.LABELLED, PictureFate.EMPTY):
                 self._show(shown, (shard, len(rows)), made, found)

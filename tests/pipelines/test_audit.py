@@ -8,6 +8,7 @@ from pipelines.audit import AuditError, ClassAudit, judge_picture
 from pipelines.dataset import Dataset
 from pipelines.holdout import TRAINED_ON
 from pipelines.optim import build_optimiser
+from pipelines.predictions import Making
 from pipelines.selection import ClassSelection
 from tests.pipelines import tiny_run, tiny_shards
 from tests.pipelines.tiny_shards import CLASSES, detected, thing, write_dataset, write_predictions
@@ -82,7 +83,8 @@ def predicted(monkeypatch):
 
 def test_only_what_was_held_out_is_labelled(people, predicted, tmp_path):
     made = teacher(tmp_path / "run", {people.manifest.hash: {2, 5}})
-    found = audit.run(str(tmp_path / "out"), people.uri, made, chosen(), "")
+    making = Making(("64", "64f"), 0.7, "bf16", 3, 2, "cpu")
+    found = audit.run(str(tmp_path / "out"), people.uri, made, chosen(), "", making)
     assert found.pictures == 2
     dog, cat = found.classes
     assert (dog.precision, dog.recall, dog.mean_iou) == (1.0, 1.0, 1.0)
@@ -92,6 +94,9 @@ def test_only_what_was_held_out_is_labelled(people, predicted, tmp_path):
     assert not seen.labelled.any()
     assert all(not seen.record(at).instances for at in range(2))
     assert predicted[0].checkpoint == made.uri
+    asked = predicted[0]
+    assert (asked.views, asked.voting_iou, asked.precision.value) == ("64,64f", 0.7, "bf16")
+    assert (asked.batch, asked.cpus_per_worker, asked.gpu) == (3, 2, False)
     assert audit.load(str(tmp_path / "out")) == found
     assert [row[0] for row in audit.table(found)] == ["dog", "cat", "all"]
 

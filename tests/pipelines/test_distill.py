@@ -211,6 +211,27 @@ def test_uncertain_detections_become_ignored_regions(plan):
     assert not any(i.ignore for of_picture in instances_by_picture(none).values() for i in of_picture)
 
 
+def test_a_picture_nobody_could_look_at_is_no_empty_one(plan):
+    def unseen(one):
+        return dataclasses.replace(findings(one), rejected="corrupt") if one.image_id == 22 else findings(one)
+
+    config = plan("a", keep_empty=True, found=unseen)
+    made = distill.run(config).manifest
+    assert json.loads(made.source["pictures"])["unseen"] == 1
+    assert 22 not in instances_by_picture(config)
+
+
+def test_labels_that_views_dispute_are_shown(plan, tmp_path):
+    def disputed(one):
+        found = findings(one)
+        return dataclasses.replace(found, view_agreement=np.full(len(found.scores), 0.5, np.float32))
+
+    distill.run(plan("a", found=disputed))
+    distill.run(plan("b"))
+    pages = [(tmp_path / name / "out" / "report.html").read_text() for name in "ab"]
+    assert ["views agree on least" in page for page in pages] == [True, False]
+
+
 def test_equal_scores_are_split_by_picture(plan):
     """Nine dogs are wanted of fourteen of one score: those of the pictures with the lowest ids."""
 
