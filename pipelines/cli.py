@@ -157,6 +157,8 @@ def _predict(arguments: Sequence[str]) -> None:
 
     config = parse(predict.PredictConfig, arguments, "predict")
     manifest = predict.run(config)
+    if manifest.account is not None and manifest.account.rejected:
+        show(f"{manifest.account.rejected} pictures could not be looked at: their reasons are kept in the predictions")
     show(f"{manifest.detections} detections on {manifest.pictures} pictures: {config.out}")
 
 

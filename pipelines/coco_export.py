@@ -1,9 +1,12 @@
-"""A prepared data set as the content of a COCO instances file: what COCO's evaluation takes as ground truth."""
+"""COCO's files: a prepared data set as an instances file, which evaluation takes as truth, predictions as results."""
 
+import json
 from typing import Any
 
+from pipelines import predictions, storage
 from pipelines.dataset import Dataset
 from pipelines.masks import polygons_to_rle
+from pipelines.predictions import PredictionsManifest
 from pipelines.records import Instance, Record
 
 
@@ -64,3 +67,26 @@ def to_coco(dataset: Dataset) -> dict[str, Any]:
             {"id": c.id, "name": c.name} | ({"keypoints": list(c.keypoints)} if c.keypoints else {}) for c in classes
         ],
     }
+
+
+RESULTS_FILE = "results.json"
+
+
+def write_results(uri: str, manifest: PredictionsManifest) -> str:
+    """Write committed predictions as COCO results beside them, shard by shard; where they are.
+
+    Raises:
+        PredictionsError: a shard is missing or damaged.
+        OSError: the store failed.
+    """
+    filesystem, folder = storage.open_uri(uri)
+    path = storage.join(folder, RESULTS_FILE)
+    with filesystem.open_output_stream(f"{path}.part") as stream:
+        separator = b"["
+        for picture in predictions.all_pictures(uri, manifest):
+            for row in predictions.to_results(picture, manifest.classes):
+                stream.write(separator + json.dumps(row).encode())
+                separator = b",\n"
+        stream.write(b"]\n" if manifest.detections else b"[]\n")
+    filesystem.move(f"{path}.part", path)
+    return f"{uri.rstrip('/')}/{RESULTS_FILE}"

@@ -11,6 +11,7 @@ from pipelines.cityscapes_results import CityscapesMetrics
 from pipelines.coco_export import to_coco
 from pipelines.coco_metrics import KeypointMetrics, Metrics, evaluate, evaluate_keypoints
 from pipelines.coco_rows import NUM_KEYPOINTS, GroundTruth
+from pipelines.config import Precision
 from pipelines.dataset import Dataset
 from pipelines.predictions import PredictionsManifest
 
@@ -37,7 +38,9 @@ class EvaluateConfig:
         out: folder or URI of the predictions and metrics; the same command goes on where it stopped.
         annotations: COCO instances file.
         results: COCO results file, with bbox, segmentation or keypoints in every row.
-        batch: pictures that go through the network together.
+        views: what is merged on each picture: none, fast, paper or sizes, as `maskray predict` takes them.
+        precision: fp32, bf16 or fp16.
+        batch: most views of pictures held at a time.
         workers: processes, each with a detector; 0 takes one for each free CPU (or GPU).
         cpus_per_worker: CPU cores and threads of each.
         gpu: one GPU a worker.
@@ -51,6 +54,8 @@ class EvaluateConfig:
     out: str = ""
     annotations: str = ""
     results: str = ""
+    views: str = "none"
+    precision: Precision = Precision.FP32
     batch: int = 4
     workers: int = 0
     cpus_per_worker: int = 1
@@ -230,8 +235,8 @@ def run(config: EvaluateConfig) -> Evaluation:
     check_fits(checkpoints.load(config.checkpoint), dataset)
     predict.run(
         predict.PredictConfig(
-            config.checkpoint, config.data, config.out, config.batch, config.workers, config.cpus_per_worker,
-            config.gpu, config.address,
+            config.checkpoint, config.data, config.out, config.views, precision=config.precision, batch=config.batch,
+            workers=config.workers, cpus_per_worker=config.cpus_per_worker, gpu=config.gpu, address=config.address,
         )
     )  # fmt: skip
     found = measure(dataset, config.out)

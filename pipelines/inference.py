@@ -129,6 +129,8 @@ def predict_sources(
     Raises:
         ValueError: a picture is too narrow for a view.
     """
+    if not sources:
+        return []
     method = method or Method()
     views = method.views_of(detector)
     cast = _AUTOCAST.get(method.precision)

@@ -1,6 +1,10 @@
 """What predictions were made with, and what became of the pictures: the part of their manifest that is theirs alone."""
 
 import dataclasses
+import platform
+from pathlib import Path
+
+import torch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,3 +41,18 @@ class Account:
     labelled: int
     empty: int
     rejected: int
+
+
+def machine_kind(device: str) -> str:
+    """The kind of this machine, on which the last bits of what a network computes depend.
+
+    Args:
+        device: cpu, or cuda for the first GPU this process sees.
+    """
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    name, facts = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    if facts.is_file():
+        lines = [line.partition(":")[2].strip() for line in facts.read_text().splitlines() if "model name" in line]
+        name = lines[0] if lines else name
+    return f"{name}, {torch.backends.cpu.get_cpu_capability()}, torch {torch.__version__}"

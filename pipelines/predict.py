@@ -2,19 +2,20 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any
 
 import ray
-import torch
 
-from pipelines import checkpoints, commit, predictions, storage
+from model.views import parse_views
+from pipelines import checkpoints, commit, labeller, predictions, storage
+from pipelines.coco_export import write_results
+from pipelines.config import Precision
 from pipelines.dataset import Dataset
-from pipelines.inference import cut_batches, predict_batch
-from pipelines.manifest import FileInfo
-from pipelines.predictions import PredictionsError, PredictionsManifest
+from pipelines.labeller import Labelled, Labeller, Order
+from pipelines.making import Account, Making
+from pipelines.predictions import PredictionsManifest
 from pipelines.progress import Progress
 from pipelines.ray_session import ray_session, require_cpus, require_gpus
-from pipelines.shard_runner import Row, Workers, run_shards
+from pipelines.shard_runner import Workers, run_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,86 +26,44 @@ class PredictConfig:
         checkpoint: a checkpoint, or a training run (its latest checkpoint).
         data: prepared data set, labelled or not.
         out: folder or URI of the predictions; the same command goes on where it stopped.
-        batch: pictures that go through the network together.
-        workers: processes, each with a detector; 0 takes one for each free CPU (or GPU), at most one a shard.
+        views: none, fast (4), paper (18), or shorter sides in pixels, f for flipped, such as 800,800f,1000; what the
+            views find is merged.
+        voting_iou: a box becomes the score-weighted mean of the views' boxes that overlap it so much; 0 for none.
+        precision: fp32, bf16 or fp16.
+        batch: most views of pictures held at a time; a picture's views are always held together.
+        workers: most processes, each with a detector; 0 takes one for each free CPU (or GPU), at most one a shard.
+        min_workers: begin with so many and take more while there is room; 0 starts all at once.
         cpus_per_worker: CPU cores and threads of each.
         gpu: one GPU a worker.
+        results: write COCO's results.json too.
         address: Ray cluster to use; empty starts one on this machine.
     """
 
     checkpoint: str
     data: str
     out: str
+    views: str = "none"
+    voting_iou: float = 0.8
+    precision: Precision = Precision.FP32
     batch: int = 4
     workers: int = 0
+    min_workers: int = 0
     cpus_per_worker: int = 1
     gpu: bool = False
+    results: bool = False
     address: str = ""
 
     def __post_init__(self) -> None:
         """Check ranges."""
-        if self.batch < 1 or self.cpus_per_worker < 1 or self.workers < 0:
+        if self.batch < 1 or self.cpus_per_worker < 1 or self.workers < 0 or self.min_workers < 0:
             raise ValueError(
-                f"predict needs batch >= 1, cpus-per-worker >= 1 and workers >= 0, got {self.batch}, "
-                f"{self.cpus_per_worker} and {self.workers}"
+                f"predict needs batch >= 1, cpus-per-worker >= 1, workers >= 0 and min-workers >= 0, got {self.batch}, "
+                f"{self.cpus_per_worker}, {self.workers} and {self.min_workers}"
             )
-
-
-class _Labeller:
-    """One worker: loads the detector once, then turns shards into prediction shards."""
-
-    def __init__(self, config: PredictConfig, meta: dict[str, Any]) -> None:
-        torch.set_num_threads(config.cpus_per_worker)
-        self._config, self._meta = config, meta
-        self._device = torch.device("cuda" if config.gpu else "cpu")
-        self._detector = checkpoints.load_detector(checkpoints.load(config.checkpoint)).to(self._device).eval()
-        self._dataset = Dataset(config.data)
-
-    def label(self, shard: int) -> Row:
-        """Predict one shard and commit it; its file, pictures and detections."""
-        first = int(self._dataset.rows_per_shard[:shard].sum())
-        rows = range(first, first + int(self._dataset.rows_per_shard[shard]))
-        sizes = [(int(h), int(w)) for h, w in self._dataset.sizes_hw[rows.start : rows.stop]]
-        found: list[predictions.PicturePrediction | None] = [None] * len(rows)
-        for batch in cut_batches(sizes, self._detector, self._config.batch):
-            records = [self._dataset.record(rows[i]) for i in batch]
-            for i, picture in zip(batch, predict_batch(self._detector, records, self._device), strict=True):
-                found[i] = picture
-        pictures = [picture for picture in found if picture is not None]
-        count = sum(len(picture.scores) for picture in pictures)
-        meta = {**self._meta, "shard": shard, "pictures": len(pictures), "detections": count}
-        buffer = predictions.to_ipc(pictures, meta)
-        filesystem, folder = storage.open_uri(self._config.out)
-        name = predictions.shard_name(shard)
-        commit.write_file(filesystem, storage.join(folder, name), memoryview(buffer))
-        info = FileInfo(name, buffer.size, commit.sha256_of(memoryview(buffer)))
-        return {"info": dataclasses.asdict(info), "pictures": len(pictures), "detections": count}
-
-
-Fact = tuple[FileInfo, int, int]
-
-
-def _finished(config: PredictConfig, dataset: Dataset, meta: dict[str, Any]) -> dict[int, Fact]:
-    """Shards that an earlier run of the same command finished.
-
-    Raises:
-        PredictionsError: the folder holds predictions of another data set or checkpoint.
-    """
-    filesystem, folder = storage.open_uri(config.out)
-    done: dict[int, Fact] = {}
-    for shard in range(len(dataset.rows_per_shard)):
-        path = storage.join(folder, predictions.shard_name(shard))
-        if not storage.is_file(filesystem, path):
-            continue
-        found = predictions.read_meta(filesystem, path)
-        if found is None or any(found.get(name) != value for name, value in meta.items()):
-            raise PredictionsError(
-                f"{config.out} holds predictions of another data set, checkpoint or batch: choose another --out"
-            )
-        data = storage.read_bytes(filesystem, path)
-        info = FileInfo(predictions.shard_name(shard), len(data), commit.sha256_of(data))
-        done[shard] = info, int(found["pictures"]), int(found["detections"])
-    return done
+        if self.workers and self.min_workers > self.workers:
+            raise ValueError(f"predict got min-workers {self.min_workers} and workers {self.workers}, wanted no more")
+        if not 0 <= self.voting_iou <= 1:
+            raise ValueError(f"predict got voting-iou {self.voting_iou}, wanted 0 (none) to 1")
 
 
 def run(config: PredictConfig) -> PredictionsManifest:
@@ -113,56 +72,92 @@ def run(config: PredictConfig) -> PredictionsManifest:
     Raises:
         ValueError: data, checkpoint or cluster do not fit; the message says what to do.
     """
-    config = dataclasses.replace(
-        config,
-        checkpoint=storage.canonical_uri(config.checkpoint),
-        data=storage.canonical_uri(config.data),
-        out=storage.canonical_uri(config.out),
-    )
-    dataset, checkpoint = Dataset(config.data), checkpoints.load(config.checkpoint)
+    out, data = storage.canonical_uri(config.out), storage.canonical_uri(config.data)
     # A run gets new checkpoints while it trains: fix the one that was found.
-    config = dataclasses.replace(config, checkpoint=checkpoint.uri)
-    meta: dict[str, Any] = {"dataset": dataset.manifest.hash, "checkpoint": checkpoint.hash, "batch": config.batch}
-    filesystem, folder = storage.open_uri(config.out)
-    path = storage.join(folder, predictions.FILE_NAME)
-    if storage.is_file(filesystem, path):
-        found = PredictionsManifest.load(config.out)
-        if (found.dataset, found.checkpoint) != (meta["dataset"], meta["checkpoint"]):
-            raise PredictionsError(
-                f"{config.out} holds predictions of another data set or checkpoint: choose another --out"
-            )
-        return found
-    commit.sweep_temps(filesystem, folder)
-    done = _finished(config, dataset, meta)
-    missing = [shard for shard in range(len(dataset.rows_per_shard)) if shard not in done]
-    if missing:
-        progress = Progress("predict", len(dataset), "pictures", sum(pictures for _, pictures, _ in done.values()))
-        for shard, fact in _label_all(config, meta, missing):
-            done[shard] = fact
-            progress.update(sum(pictures for _, pictures, _ in done.values()))
-        progress.close()
-    made = PredictionsManifest(
-        dataset=meta["dataset"],
-        checkpoint=meta["checkpoint"],
-        classes=checkpoint.classes,
-        shards=tuple(done[shard][0] for shard in sorted(done)),
-        pictures=sum(pictures for _, pictures, _ in done.values()),
-        detections=sum(count for _, _, count in done.values()),
+    dataset, checkpoint = Dataset(data), checkpoints.load(storage.canonical_uri(config.checkpoint))
+    views = parse_views(config.views, checkpoint.detector.picture)
+    making = Making(
+        views=tuple(map(str, views)),
+        voting_iou=config.voting_iou,
+        precision=config.precision.value,
+        batch=config.batch,
+        threads=config.cpus_per_worker,
+        device="cuda" if config.gpu else "cpu",
     )
-    if made.pictures != len(dataset):
-        raise PredictionsError(f"{made.pictures} pictures were labelled, the data set has {len(dataset)}: run it again")
-    commit.write_file(filesystem, path, made.to_bytes(), exclusive=True)
+    key = {"dataset": dataset.manifest.hash, "checkpoint": checkpoint.hash, "making": dataclasses.asdict(making)}
+    order = Order(checkpoint.uri, data, out, making, key)
+    made = _committed(order) or _label(config, order, dataset, checkpoint)
+    if config.results:
+        write_results(out, made)
     return made
 
 
-def _label_all(config: PredictConfig, meta: dict[str, Any], missing: list[int]) -> Iterator[tuple[int, Fact]]:
+def _committed(order: Order) -> PredictionsManifest | None:
+    """What an earlier run of the same command committed."""
+    filesystem, folder = storage.open_uri(order.out)
+    if not storage.is_file(filesystem, storage.join(folder, predictions.FILE_NAME)):
+        return None
+    found = PredictionsManifest.load(order.out)
+    making = {} if found.making is None else dataclasses.asdict(found.making)
+    making = {name: list(value) if isinstance(value, tuple) else value for name, value in making.items()}
+    labeller.check_key(order, {"dataset": found.dataset, "checkpoint": found.checkpoint, "making": making})
+    return found
+
+
+def _label(
+    config: PredictConfig, order: Order, dataset: Dataset, checkpoint: checkpoints.Checkpoint
+) -> PredictionsManifest:
+    filesystem, folder = storage.open_uri(order.out)
+    commit.sweep_temps(filesystem, folder)
+    count = len(dataset.rows_per_shard)
+    done = labeller.finished(order, count)
+    missing = [shard for shard in range(count) if shard not in done]
+    if missing:
+        order = dataclasses.replace(order, machines=_machines(done))
+        pictures = sum(shard.pictures for shard in done.values())
+        progress = Progress("predict", len(dataset), "pictures", pictures)
+        for number, shard in _label_all(config, order, missing):
+            done[number] = shard
+            pictures += shard.pictures
+            progress.update(pictures)
+        progress.close()
+        commit.sweep_temps(filesystem, folder)  # of workers that were killed on the way
+    shards = [done[number] for number in sorted(done)]
+    accounts = [dataclasses.astuple(shard.account) for shard in shards]
+    made = PredictionsManifest(
+        dataset=dataset.manifest.hash,
+        checkpoint=checkpoint.hash,
+        classes=checkpoint.classes,
+        shards=tuple(shard.info for shard in shards),
+        pictures=len(dataset),
+        detections=sum(shard.detections for shard in shards),
+        making=order.making,
+        account=Account(*(sum(parts) for parts in zip(*accounts, strict=True))) if accounts else Account(0, 0, 0),
+        machines=_machines(done),
+    )
+    path = storage.join(folder, predictions.FILE_NAME)
+    try:
+        commit.write_file(filesystem, path, made.to_bytes(), exclusive=True)
+    except commit.CommitConflictError:
+        # The same command twice at a time makes the same bytes: whoever is first commits them.
+        if storage.read_bytes(filesystem, path) != made.to_bytes():
+            raise
+    return made
+
+
+def _machines(done: dict[int, Labelled]) -> tuple[str, ...]:
+    return tuple(sorted({shard.machine for shard in done.values()}))
+
+
+def _label_all(config: PredictConfig, order: Order, missing: list[int]) -> Iterator[tuple[int, Labelled]]:
     with ray_session(config.address or None):
         resources = ray.cluster_resources()
         units = resources.get("GPU", 0) if config.gpu else resources.get("CPU", 1) / config.cpus_per_worker
-        count = min(config.workers or max(1, int(units)), len(missing))
-        require_cpus(count * config.cpus_per_worker, f"predicting with {count} workers")
+        count = min(config.workers or max(1, int(units), config.min_workers), len(missing))
+        least = min(config.min_workers, count) or count
+        require_cpus(least * config.cpus_per_worker, f"predicting with {least} workers")
         if config.gpu:
-            require_gpus(count, f"predicting with {count} workers of one GPU")
-        workers = Workers(count, config.cpus_per_worker, int(config.gpu))
-        for shard, facts in run_shards(lambda: _Labeller(config, meta).label, missing, workers):
-            yield shard, (FileInfo(**facts["info"]), facts["pictures"], facts["detections"])
+            require_gpus(least, f"predicting with {least} workers of one GPU")
+        workers = Workers(count, config.cpus_per_worker, int(config.gpu), least)
+        for number, facts in run_shards(lambda: Labeller(order).label, missing, workers):
+            yield number, Labelled.from_facts(facts)

@@ -29,14 +29,16 @@ class Workers:
     """Processes that stay, for work that is costly to set up (a detector).
 
     Attributes:
-        count: processes.
+        count: processes, at most.
         cpus: CPU cores of each.
         gpus: GPUs of each.
+        least: processes to begin with; more are started while shards wait and the cluster has room. 0 starts all.
     """
 
     count: int
     cpus: int = 1
     gpus: int = 0
+    least: int = 0
 
 
 class _Worker:
@@ -90,7 +92,7 @@ def run_shards(
                 batch_format="pyarrow",
                 num_cpus=workers.cpus,
                 num_gpus=workers.gpus or None,
-                compute=ray.data.ActorPoolStrategy(size=workers.count),
+                compute=ray.data.ActorPoolStrategy(min_size=workers.least or workers.count, max_size=workers.count),
             )
         try:
             for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):

@@ -35,7 +35,7 @@ model.roi.stages
 model.roi.cascade | model.roi.standard | model.roi.htc
 model.roi
 model.detector
-model.build | model.checkpoint | model.convert.names | model.convert.steps
+model.build | model.fold | model.checkpoint | model.convert.names | model.convert.steps
 model.convert.blocks
 model.convert.torchvision | model.convert.detectron2 | model.convert.mmdetection
 model.convert.conversion
@@ -64,7 +64,7 @@ pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipel
     | pipelines.loading | pipelines.inference | pipelines.gallery | pipelines.picture_score | pipelines.coco_export
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
     | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists
-    | pipelines.validation | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
+    | pipelines.validation | pipelines.labeller | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
 pipelines.loop
 pipelines.inbox | pipelines.evaluator
 pipelines.train_worker

@@ -101,7 +101,9 @@ def test_without_voting_the_best_box_stays():
 
 
 def test_nothing_found_in_any_view():
-    empty = Found(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64))
+    empty = Found(
+        torch.zeros(0, 4), torch.zeros(0), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    )
     for views in (1, 3):
         merged = merge_boxes(empty, views, RULE)
         assert isinstance(merged, Merged)

@@ -41,8 +41,9 @@ class Sees:
     def detect(self, images):
         self.decoded.append(tuple(images.pixels.shape))
         batch = len(images.pixels)
-        found = BoxDetections(torch.zeros(batch, SLOTS, 4), torch.zeros(batch, SLOTS),
-                              torch.zeros(batch, SLOTS, dtype=torch.int64), torch.zeros(batch, SLOTS).bool())  # fmt: skip
+        shape = (batch, SLOTS)
+        labels, valid = torch.zeros(shape, dtype=torch.int64), torch.zeros(shape, dtype=torch.bool)
+        found = BoxDetections(torch.zeros(*shape, 4), torch.zeros(shape), labels, valid)
         for b, picture in enumerate(images.pixels.float()):
             at = 0
             for label in range(2):

@@ -181,3 +181,30 @@ def test_any_other_form_is_refused(given):
     listed = ", ".join(f"--{name}" for name in ("checkpoint", "data", "out", "annotations", "results") if name in given)
     with pytest.raises(ValueError, match=f"needs either --checkpoint.*, got {listed or 'none of them'}$"):
         EvaluateConfig(**given)
+
+
+def test_boxes_alone_and_keypoints_are_measured(tmp_path):
+    """Truth as predictions: perfect keypoints where they are exact, none where all are elsewhere; no masks at all."""
+    rng = np.random.default_rng(0)
+    person = (ClassInfo(1, "person", tuple(f"point{k}" for k in range(17))), ClassInfo(2, "ball"))
+    points = [np.concatenate([rng.uniform(5, 40, (17, 2)), np.full((17, 1), 2)], axis=1) for _ in range(2)]
+    rows = [
+        [record(k, [thing(k, (2, 3, 45, 46), keypoints=found.astype(np.float32))])]
+        for k, found in enumerate(points, start=1)
+    ]
+    data = write_dataset(tmp_path / "data", rows, classes=person)
+
+    def found_at(shift):
+        def found(one):
+            (instance,) = one.instances
+            seen = (instance.keypoints + np.array([shift, 0, 0], np.float32))[None]
+            made = detected(one, [(2, 3, 45, 46)])
+            return dataclasses.replace(made, rles=None, mask_agreement=None, keypoints=seen)
+
+        return evaluate.measure(data, write_predictions(tmp_path / f"p{shift}", data, found, classes=person))
+
+    for shift, wanted in ((0, 1.0), (30, 0.0)):
+        measured = found_at(shift)
+        assert measured.mask is None
+        assert measured.box.per_class["person"] == PERFECT
+        assert measured.keypoints.per_class["person"] == pytest.approx(wanted)

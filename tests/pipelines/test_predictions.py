@@ -1,6 +1,8 @@
 """Committed detections: what was written is read, damage is found, and COCO's result rows are right."""
 
+import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,8 @@ from pipelines import commit, predictions, storage
 from pipelines.manifest import FileInfo
 from pipelines.predictions import PredictionsError, PredictionsManifest
 from tests.pipelines.tiny_shards import CLASSES, detected, record, write_dataset, write_predictions
+
+OLD = Path(__file__).parent / "old_predictions" / "v1"
 
 
 def findings(one):
@@ -42,6 +46,39 @@ def test_what_was_written_is_read(written):
         assert_same(picture, findings(data.record(index)))
     assert found[0].boxes_xyxy.shape == (0, 4)
     assert [len(predictions.read_pictures(uri, shard)) for shard in manifest.shards] == [4, 0, 3]
+
+
+def test_predictions_of_format_1_are_read_as_they_were_written():
+    """Written by this file's fixture before there were views and keypoints."""
+    manifest = PredictionsManifest.load(str(OLD))
+    assert manifest.hash == "a52efa3b9d93d89756e292eb5dd35e5eb9365fd1aee0abc2b16e32af3e9071be"
+    assert (manifest.pictures, manifest.detections, manifest.classes) == (7, 6, CLASSES)
+    assert (manifest.making, manifest.account, manifest.machines) == (None, None, ())
+    for number, picture in enumerate(predictions.all_pictures(str(OLD), manifest)):
+        wanted = findings(record(number))
+        assert_same(picture, wanted)
+        for name in ("view_agreement", "box_spread", "mask_agreement"):
+            np.testing.assert_array_equal(getattr(picture, name), getattr(wanted, name))
+        assert (picture.keypoints, picture.rejected) == (None, "")
+
+
+def test_keypoints_agreement_and_rejections_are_kept(tmp_path):
+    points = np.random.default_rng(0).random((2, 5, 3)).astype(np.float32)
+    made = dataclasses.replace(
+        findings(record(2)), rles=None, mask_agreement=None, keypoints=points,
+        view_agreement=np.array([0.5, 1.0], np.float32), box_spread=np.array([0.25, 0.0], np.float32),
+    )  # fmt: skip
+    lost = dataclasses.replace(findings(record(0)), rles=None, mask_agreement=None, rejected="truncated")
+    filesystem, path = storage.open_uri(str(tmp_path / "p.arrow"))
+    data = predictions.to_ipc([made, lost], {})
+    commit.write_file(filesystem, path, memoryview(data))
+    info = FileInfo("p.arrow", data.size, commit.sha256_of(memoryview(data)))
+    found, other = predictions.read_pictures(str(tmp_path), info)
+    assert_same(found, made)
+    for name in ("keypoints", "view_agreement", "box_spread"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
+    assert (found.mask_agreement, other.keypoints, other.rejected, found.rejected) == (None, None, "truncated", "")
+    assert "segmentation" not in predictions.to_results(found, CLASSES)[0]
 
 
 def test_the_hash_is_that_of_the_file(written, tmp_path):
@@ -93,7 +130,7 @@ def test_columns_of_something_else_are_refused(written, tmp_path):
 def test_another_manifest_is_refused(written, tmp_path, body):
     _, uri = written
     (tmp_path / "labels" / "manifest.json").write_text(body)
-    with pytest.raises(PredictionsError, match=r"is no predictions manifest of version 1 .*: predict again"):
+    with pytest.raises(PredictionsError, match=r"is no predictions manifest of version 1 or 2 .*: predict again"):
         PredictionsManifest.load(uri)
 
 

@@ -43,12 +43,12 @@ def record(number, things=(), size_hw=SIZE_HW, **changes):
     return Record(**settings | changes)
 
 
-def write_dataset(folder, shards, semantic_classes=0):
+def write_dataset(folder, shards, semantic_classes=0, classes=CLASSES):
     """Commit records, a list a shard."""
     filesystem, path = storage.open_uri(str(folder))
     infos = [dataset_writer.write_shard(filesystem, path, at, rows, {}) for at, rows in enumerate(shards)]
     total = sum(info.instances for info in infos)
-    draft = dataset_writer.Draft(CLASSES, tuple(infos), (), sum(map(len, shards)), total, {}, "f", semantic_classes)
+    draft = dataset_writer.Draft(classes, tuple(infos), (), sum(map(len, shards)), total, {}, "f", semantic_classes)
     dataset_writer.commit_dataset(filesystem, path, draft)
     return Dataset(str(folder))
 
