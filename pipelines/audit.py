@@ -17,8 +17,9 @@ from pipelines.config import Precision
 from pipelines.dataset import Dataset
 from pipelines.holdout import held_out_by
 from pipelines.leakage import ShardPictures
+from pipelines.making import Making
 from pipelines.picture_score import MIN_IOU, overlaps
-from pipelines.predictions import Making, PicturePrediction, PredictionsManifest
+from pipelines.predictions import PicturePrediction, PredictionsManifest
 from pipelines.records import Record
 from pipelines.selection import ClassSelection
 

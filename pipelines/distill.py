@@ -229,10 +229,8 @@ def run(config: DistillConfig) -> DistillResult:
             made = _make(config, inputs, identity, fingerprint)
     # From here on thresholds are fixed: all that follows reads the committed data set.
     if config.audit and inputs.teacher is not None:
-        found = audit.run(
-            config.out, config.labelled, inputs.teacher, made.selection, config.address, inputs.found.making
-        )
-        made = made._replace(audit=found)
+        places = config.out, config.labelled, inputs.teacher
+        made = made._replace(audit=audit.run(*places, made.selection, config.address, inputs.found.making))
     if config.review:
         review.export(config.out, made.selection, config.review, config.review_prefix, inputs.found.checkpoint[:12])
     distill_report.save_page(config.out)

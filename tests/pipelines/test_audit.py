@@ -7,8 +7,8 @@ from pipelines import audit, checkpoints, commit, predict, provenance
 from pipelines.audit import AuditError, ClassAudit, judge_picture
 from pipelines.dataset import Dataset
 from pipelines.holdout import TRAINED_ON
+from pipelines.making import Making
 from pipelines.optim import build_optimiser
-from pipelines.predictions import Making
 from pipelines.selection import ClassSelection
 from tests.pipelines import tiny_run, tiny_shards
 from tests.pipelines.tiny_shards import CLASSES, detected, thing, write_dataset, write_predictions
