@@ -132,7 +132,9 @@ class TrainConfig:
         rpn_from: checkpoint of a detector that makes the proposals, in training and ever after (the paper's stage-wise
             training); empty trains a proposal network of the detector's own.
         seed: fixes initial weights, order, augmentation and sampling.
-        shuffle_window: shards shuffled together; 0 for all.
+        shuffle_window: shards shuffled together; 0 for all, or for as many as fit twice into the local copies of
+            remote data sets ($MASKRAY_CACHE_GB of the machine that starts the run; a run keeps the number it began
+            with).
         precision: arithmetic of the network.
         deterministic: only operators that give the same bits again on the same kind of machine; slower on GPUs.
         register: name under which MLflow registers the final model (the best one, where checkpoints are measured);

@@ -5,6 +5,8 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from pyarrow.fs import FileSystem
+
 from model.settings import override, to_dict
 from pipelines import checkpoints, commit, storage
 from pipelines.coco_metrics import STAT_NAMES
@@ -13,6 +15,7 @@ from pipelines.evaluate import Evaluation
 from pipelines.launch import launch
 from pipelines.manifest import ClassInfo, Manifest
 from pipelines.optim import resolve_schedule
+from pipelines.shard_cache import ShardCache
 from pipelines.tracking import TrackedDataset, Tracker
 from pipelines.validation import Measurements, values_of
 
@@ -91,17 +94,40 @@ def _claim(config: TrainConfig, manifests: Mapping[str, Manifest]) -> tuple[str,
             raise RunConflictError(f"{config.out} holds other files and no training run: choose another --out")
         commit.write_file(filesystem, path, commit.sealed(_KIND, _FORMAT_VERSION, body), exclusive=True)
         return path, body
-    try:
-        found = commit.unsealed(storage.read_bytes(filesystem, path), _KIND, _FORMAT_VERSION)
-        differences = _differences(found["identity"], identity)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunConflictError(f"{path} is damaged ({error}): choose another --out") from error
+    found = _on_file(filesystem, path)
+    differences = _differences(found["identity"], identity)
     if differences:
         raise RunConflictError(
             f"{config.out} holds a run with other settings ({'; '.join(differences[:5])}"
             f"{' ...' if len(differences) > 5 else ''}): repeat its command to go on with it, or choose another --out"
         )
     return path, found
+
+
+def _on_file(filesystem: FileSystem, path: str) -> dict[str, Any]:
+    try:
+        found = commit.unsealed(storage.read_bytes(filesystem, path), _KIND, _FORMAT_VERSION)
+        dict(found["identity"]["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunConflictError(f"{path} is damaged ({error}): choose another --out") from error
+    return found
+
+
+def _with_window(config: TrainConfig, manifests: Mapping[str, Manifest]) -> TrainConfig:
+    """The run with the shuffle window it began with; a new one's follows from its data and this machine's cache.
+
+    Only where none was asked for, and for remote data sets: local ones are mapped where they are.
+    """
+    remote = [manifest for uri, manifest in manifests.items() if not storage.is_local(storage.open_uri(uri)[0])]
+    if config.shuffle_window or not remote:
+        return config
+    filesystem, folder = storage.open_uri(config.out)
+    path = storage.join(folder, _RUN_FILE)
+    if storage.is_file(filesystem, path):
+        window = int(_on_file(filesystem, path)["identity"]["config"].get("shuffle_window", 0))
+    else:
+        window = ShardCache.from_environment().window([[s.bytes for s in m.shards] for m in remote])
+    return dataclasses.replace(config, shuffle_window=window)
 
 
 def tracking_of(run: str) -> tuple[str, str]:
@@ -221,6 +247,7 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
     """
     given = _with_full_places(config)
     config, manifests, classes = resolve(given)
+    config = _with_window(config, manifests)
     if say:
         say(_plan(given, config, manifests))
     path, on_file = _claim(config, manifests)

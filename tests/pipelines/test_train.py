@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from model.settings import override
-from pipelines import checkpoints, commit, train
+from pipelines import checkpoints, commit, storage, train
 from pipelines.config import EvaluationConfig
 from pipelines.manifest import ClassInfo, ManifestError
 from pipelines.optim import build_optimiser
@@ -218,3 +218,22 @@ def test_paths_are_written_out_for_workers_elsewhere(config, tmp_path, monkeypat
     assert (full.val, full.out, full.init) == (f"{tmp_path}/v", canonical_uri(f"{tmp_path}/run"), "")
     assert train._with_full_places(full) == full
     assert full.identity() == short.identity()
+
+
+def test_remote_data_that_do_not_fit_are_shuffled_in_windows_that_a_run_keeps(config, data, tmp_path, monkeypatch):
+    manifests = {data.uri: data.manifest}
+    total = sum(shard.bytes for shard in data.manifest.shards)
+    monkeypatch.setenv("MASKRAY_CACHE_GB", str((total - 1) / 1e9))
+    assert train._with_window(config, manifests) == config  # a local set is mapped where it is
+    places = storage.is_local
+    monkeypatch.setattr(storage, "is_local", lambda filesystem: False)
+    first = train._with_window(config, manifests)
+    assert first.shuffle_window >= 1
+    asked = dataclasses.replace(config, shuffle_window=7)
+    assert train._with_window(asked, manifests) == asked
+    monkeypatch.setenv("MASKRAY_CACHE_GB", "1")
+    assert train._with_window(config, manifests).shuffle_window == 0
+    monkeypatch.setattr(storage, "is_local", places)
+    train._claim(first, manifests)
+    monkeypatch.setattr(storage, "is_local", lambda filesystem: False)
+    assert train._with_window(config, manifests) == first  # on a machine with more room, too
