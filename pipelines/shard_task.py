@@ -6,6 +6,7 @@ gives the same bytes under the same name.
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -23,6 +24,9 @@ from pipelines.source_index import RawRow
 PLAN_FOLDER = "_plan"
 MAX_PICTURE_BYTES = 2**29
 """Larger files are rejected unread."""
+
+# Faults of one name, which come back however often it is tried.
+_FAULTS_OF_FILES = frozenset({errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 
 
 @dataclass(frozen=True)
@@ -184,7 +188,24 @@ class _Folder:
         self._real_root = Path(self._root).resolve() if storage.is_local(self._filesystem) else None
 
     def read(self, row: RawRow, name: str, field: str) -> bytes | Rejection:
-        """A whole file, or why the picture it belongs to is rejected."""
+        """A whole file, or why the picture it belongs to is rejected.
+
+        Raises:
+            OSError: the store failed. That may pass: the task fails, and Ray or the same command runs it again.
+        """
+        try:
+            return self._read(row, name, field)
+        except (FileNotFoundError, PermissionError) as error:  # object stores raise them without a number
+            fault = type(error).__name__
+        except OSError as error:
+            if error.errno not in _FAULTS_OF_FILES:
+                raise
+            fault = errno.errorcode[error.errno]
+        except RuntimeError:  # how Python tells of a link that leads to itself
+            fault = "ELOOP"
+        return check.reject_row(row, self._missing, field, f"{rejections.shown(name)}: {fault}")
+
+    def _read(self, row: RawRow, name: str, field: str) -> bytes | Rejection:
         path, named = storage.join(self._root, name), rejections.shown(name)
         if self._real_root is not None and not Path(path).resolve().is_relative_to(self._real_root):
             return check.reject_row(row, Reason.UNSAFE_FILE_NAME, field, f"{named} links out of the folder")
@@ -195,11 +216,7 @@ class _Folder:
             return check.reject_row(row, self._missing, field, f"{named}: {found}")
         if (info.size or 0) > MAX_PICTURE_BYTES:
             return check.reject_row(row, Reason.PICTURE_TOO_LARGE, field, f"{info.size} bytes")
-        try:
-            return storage.read_bytes(self._filesystem, path)
-        except (FileNotFoundError, PermissionError) as error:
-            # Other failures of a store may pass: they fail the task, which Ray or the same command runs again.
-            return check.reject_row(row, self._missing, field, f"{named}: {type(error).__name__}")
+        return storage.read_bytes(self._filesystem, path)
 
 
 def _outcomes(
