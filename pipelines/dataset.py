@@ -24,7 +24,7 @@ INDEX_SCHEMA = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("labelled", pa.bool_(), nullable=False),
-        pa.field("labels", pa.list_(pa.int32()), nullable=False),  # of the objects that are not crowds
+        pa.field("labels", pa.list_(pa.int32()), nullable=False),  # of what is neither crowd nor ignored
     ]
 )
 _SHARDS_IN_MEMORY = 2
@@ -50,7 +50,7 @@ class Dataset:
         labelled: bool [N].
         label_offsets: int64 [N + 1]; record i has the labels `labels[label_offsets[i] : label_offsets[i +
             1]]`.
-        labels: int32 [all objects that are not crowds].
+        labels: int32 [all objects that are neither crowds nor ignored; older data sets count ignored ones as objects].
     """
 
     def __init__(self, uri: str, verify: bool = True) -> None:

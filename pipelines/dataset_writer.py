@@ -15,7 +15,7 @@ from pipelines import manifest as manifests
 from pipelines import rejections as rejected
 from pipelines.dataset import INDEX_NAME, INDEX_SCHEMA
 
-_INDEX_COLUMNS = ("image_id", "height", "width", "labelled", "label", "crowd")
+_INDEX_COLUMNS = ("image_id", "height", "width", "labelled", "label", "crowd", "ignore")
 
 
 class Draft(NamedTuple):
@@ -141,9 +141,8 @@ def _index(filesystem: pafs.FileSystem, folder: str, infos: Sequence[manifests.S
 
 
 def _index_of(batch: pa.RecordBatch) -> pa.RecordBatch:
-    crowd = batch.column("crowd")
-    offsets, flat = crowd.offsets.to_numpy(), crowd.values.to_numpy(zero_copy_only=False)
-    objects = ~flat
+    crowd, ignore = (batch.column(name).values.to_numpy(zero_copy_only=False) for name in ("crowd", "ignore"))
+    offsets, objects = batch.column("crowd").offsets.to_numpy(), ~(crowd | ignore)
     before = np.concatenate([[0], np.cumsum(objects)]).astype(np.int32)
     labels = pa.ListArray.from_arrays(before[offsets], pa.array(batch.column("label").values.to_numpy()[objects]))
     columns = [batch.column(name) for name in ("image_id", "height", "width", "labelled")]

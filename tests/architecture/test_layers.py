@@ -72,8 +72,9 @@ pipelines.loop | pipelines.review
 pipelines.inbox | pipelines.evaluator
 pipelines.train_worker
 pipelines.follower
-pipelines.careful | pipelines.predict | pipelines.inspect | pipelines.report
-pipelines.shard_task | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
+pipelines.careful | pipelines.predict | pipelines.verify | pipelines.report
+pipelines.shard_task | pipelines.inspect | pipelines.evaluate | pipelines.launch | pipelines.import_weights
+    | pipelines.export_weights
     | pipelines.audit | pipelines.distill_config
 pipelines.part_files | pipelines.train | pipelines.distill_report
 pipelines.prepare | pipelines.distill
