@@ -231,8 +231,8 @@ def run(
     """
     dataset = Dataset(labelled)
     chosen = _audited(dataset, teacher)
-    pictures = _write_pictures(dataset, chosen, f"{out}/audit/pictures")
-    labels = f"{out}/audit/predictions"
+    pictures = _write_pictures(dataset, chosen, storage.child_uri(out, "audit/pictures"))
+    labels = storage.child_uri(out, "audit/predictions")
     predict.run(_as_the_pool(making, predict.PredictConfig(teacher.uri, pictures.uri, labels, address=address)))
     made = _judge(dataset, chosen, labels, selection)
     filesystem, folder = storage.open_uri(out)

@@ -31,7 +31,8 @@ def check_map(data: bytes, height: int, width: int, classes: int) -> None:
         MapError: not such a PNG, of another size, or a value between `classes` and 255.
     """
     try:
-        values = decode.decode_map(data)
+        # A picture was judged by its own limit; its map is not to be larger than it.
+        values = decode.decode_map(data, max(height * width, decode.MAX_PIXELS))
     except decode.DecodeError as error:
         raise MapError(str(error)) from error
     if values.shape != (height, width):

@@ -104,7 +104,7 @@ def save_page(out: str) -> str:
         page.section("Where the labels come from")
         for line in provenance.lines(chain):
             page.paragraph(line)
-    return page.save(f"{out}/{PAGE_NAME}")
+    return page.save(storage.child_uri(out, PAGE_NAME))
 
 
 def _add_account(page: Page, body: Mapping[str, Any]) -> None:

@@ -199,7 +199,7 @@ class _Loop:
         if self.place.rank in workers:
             losses = {loss: str(value) for loss, value in skipped.losses.items()}  # JSON has no NaN
             body = {"step": skipped.step, "image_ids": skipped.image_ids, "data": self.config.train, "losses": losses}
-            filesystem, folder = storage.open_uri(f"{self.config.out}/skipped")
+            filesystem, folder = storage.open_uri(storage.child_uri(self.config.out, "skipped"))
             commit.write_file(filesystem, storage.join(folder, name), json.dumps(body, indent=1).encode())
         if skipped.in_a_row > self.config.optim.max_skipped:
             what = f"a loss of worker {', '.join(map(str, skipped.workers))}" if skipped.workers else "a gradient"

@@ -57,7 +57,7 @@ def export(out: str, selection: Sequence[ClassSelection], count: int, prefix: st
     dataset = Dataset(out)
     records = [dataset.record(row) for row in choose(dataset, selection, count)]
     classes = dataset.manifest.classes
-    filesystem, folder = storage.open_uri(f"{out}/{FOLDER}")
+    filesystem, folder = storage.open_uri(storage.child_uri(out, FOLDER))
     for record in records:
         commit.write_file(filesystem, storage.join(folder, "data", picture_name(record)), record.image)
     files = {
@@ -69,7 +69,7 @@ def export(out: str, selection: Sequence[ClassSelection], count: int, prefix: st
         commit.write_file(filesystem, storage.join(folder, name), json.dumps(body, indent=1).encode())
     config = label_config([info.name for info in classes]).encode()
     commit.write_file(filesystem, storage.join(folder, "label_studio.xml"), config)
-    return f"{out}/{FOLDER}"
+    return storage.child_uri(out, FOLDER)
 
 
 def picture_name(record: Record) -> str:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import errno
 import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs as pafs
 
 from pipelines import careful, check, commit, dataset_writer, records, rejections, shards, source_index, storage
-from pipelines.datasets import cityscapes
 from pipelines.manifest import ShardInfo
 from pipelines.rejections import Reason, Rejection
 from pipelines.source_index import RawRow
@@ -57,7 +56,7 @@ class ShardResult:
     Attributes:
         info: for the manifest.
         rejections: of its pictures and their objects.
-        instances_in: objects that the source has for its pictures.
+        instances_in: objects that the source has for its pictures; of a label file that was not read, none.
         was_there: True where an earlier run had written it.
     """
 
@@ -129,13 +128,14 @@ def make_shard(
     kept: list[records.Record] = []
     lost: list[Rejection] = []
     instances_in = 0
-    for row, outcome in outcomes:
-        instances_in += len(row.annotations)
+    for outcome in outcomes:
         if isinstance(outcome, Rejection):
             lost.append(outcome)
+            instances_in += outcome.instances
         else:
             kept.append(outcome.record)
             lost.extend(outcome.rejections)
+            instances_in += len(outcome.record.instances) + sum(r.instances for r in outcome.rejections)
     meta = {
         "schema_version": records.SCHEMA_VERSION,
         "fingerprint": task.fingerprint,
@@ -219,41 +219,23 @@ class _Folder:
         return storage.read_bytes(self._filesystem, path)
 
 
-def _outcomes(
-    task: ShardTask, rows: list[RawRow], judge: careful.Judge
-) -> Iterator[tuple[RawRow, check.Checked | Rejection]]:
+def _outcomes(task: ShardTask, rows: list[RawRow], judge: careful.Judge) -> Iterator[check.Checked | Rejection]:
     pictures = _Folder(task.images, Reason.MISSING_PICTURE)
     labels = _Folder(task.labels, Reason.MISSING_LABELS) if task.labels else None
     maps = _Folder(task.semantic, Reason.MISSING_MAP) if task.semantic else None
-    for listed in rows:
-        row = listed
+    for row in rows:
         unsafe = check.check_file_name(row)
         if unsafe is not None:
-            yield row, unsafe
+            yield unsafe
             continue
-        if labels is not None:
-            with_labels = _labelled(row, labels)
-            if isinstance(with_labels, Rejection):
-                yield row, with_labels
-                continue
-            row = with_labels
+        found = labels.read(row, str(row.labels), "labels") if labels is not None else None
         data = pictures.read(row, str(row.file_name), "file_name")
         semantic = maps.read(row, str(row.semantic), "semantic") if maps is not None else None
-        if isinstance(data, Rejection):
-            yield row, data
+        if isinstance(found, Rejection):
+            yield found
+        elif isinstance(data, Rejection):
+            yield data
         elif isinstance(semantic, Rejection):
-            yield row, semantic
+            yield semantic
         else:
-            yield row, judge(row, data, task.rules, semantic)
-
-
-def _labelled(row: RawRow, labels: _Folder) -> RawRow | Rejection:
-    """The row with the size and the objects that its label file says."""
-    data = labels.read(row, str(row.labels), "labels")
-    if isinstance(data, Rejection):
-        return data
-    try:
-        found = cityscapes.read_labels(data, str(row.labels))
-    except cityscapes.LabelsError as error:
-        return check.reject_row(row, Reason.BAD_LABELS, "labels", f"{rejections.shown(row.labels)}: {error}")
-    return replace(row, height=found.height, width=found.width, annotations=found.objects)
+            yield judge(row, data, task.rules, semantic, found)

@@ -73,7 +73,7 @@ def trial_config(plan: Plan, choices: Mapping[str, Any], trial: str, generation:
     execution = dataclasses.replace(
         config.execution, checkpoint_every=every, report_every=min(config.execution.report_every, every)
     )
-    return dataclasses.replace(config, out=f"{plan.base.out}/{name}", execution=execution)
+    return dataclasses.replace(config, out=storage.child_uri(plan.base.out, name), execution=execution)
 
 
 def points(plan: Plan, config: TrainConfig, known: int) -> Iterator[Point]:
@@ -123,7 +123,7 @@ def measure(plan: Plan, config: TrainConfig, checkpoint: checkpoints.Checkpoint)
         evaluate.EvaluateConfig(
             checkpoint=checkpoint.uri,
             data=config.val,
-            out=f"{config.out}/evaluations/step-{checkpoint.step:08d}",
+            out=storage.child_uri(config.out, f"evaluations/step-{checkpoint.step:08d}"),
             workers=1,
             gpu=plan.gpu,
         )
@@ -188,7 +188,7 @@ def _start(plan: Plan, choices: Mapping[str, Any], trial: str, given: Any) -> tu
     with given.as_directory() as folder:
         pointer = json.loads((Path(folder) / _POINTER).read_text())
     history = [Point(**point) for point in pointer["history"]]
-    own = f"{plan.base.out}/{trial}"
+    own = storage.child_uri(plan.base.out, trial)
     if pointer["run"] == own or pointer["run"].startswith(f"{own}-"):
         generation = int(pointer["run"].removeprefix(own).removeprefix("-") or 0)
         config = trial_config(plan, choices, trial, generation)

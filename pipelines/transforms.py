@@ -84,12 +84,12 @@ class _Object(NamedTuple):
 
 
 def picture_tensor(record: Record) -> Tensor:
-    """The decoded, upright picture uint8 [3, H, W], RGB.
+    """The decoded, upright picture uint8 [3, H, W], RGB; of any size that was accepted when the data were prepared.
 
     Raises:
         DecodeError: the bytes are not a picture that can be decoded.
     """
-    return torch.from_numpy(decode_rgb_fast(record.image)).permute(2, 0, 1)
+    return torch.from_numpy(decode_rgb_fast(record.image, record.height * record.width)).permute(2, 0, 1)
 
 
 def mirrored(names: Sequence[str]) -> tuple[int, ...]:
@@ -202,4 +202,4 @@ def _keypoints(
 def _semantic(record: Record, placement: Placement) -> npt.NDArray[np.uint8]:
     if record.semantic is None:
         return np.full(placement.size_hw, UNKNOWN_CLASS, np.uint8)
-    return placement.values(decode_map(record.semantic))
+    return placement.values(decode_map(record.semantic, record.height * record.width))

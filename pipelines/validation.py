@@ -65,7 +65,7 @@ class Measurements:
         """
         self._run, self._metric = run.rstrip("/"), metric
         self.values: dict[int, dict[str, float]] = {}
-        filesystem, folder = storage.open_uri(f"{self._run}/{_FOLDER}")
+        filesystem, folder = storage.open_uri(storage.child_uri(self._run, _FOLDER))
         if storage.is_folder(filesystem, folder):
             for info in storage.list_files(filesystem, folder):
                 if info.base_name.startswith("step-"):
@@ -87,7 +87,7 @@ class Measurements:
         self.values[step] = values
         body = {"step": step, "values": self.values[step]}
         body |= {kind: dataclasses.asdict(part) for kind, part in found.items()}
-        filesystem, folder = storage.open_uri(f"{self._run}/{_FOLDER}")
+        filesystem, folder = storage.open_uri(storage.child_uri(self._run, _FOLDER))
         name = f"step-{step:08d}.json"
         commit.write_file(filesystem, storage.join(folder, name), json.dumps(body, indent=1).encode())
         return self.values[step]
