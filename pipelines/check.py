@@ -19,6 +19,7 @@ from pipelines.source_index import RawRow, as_id
 
 _MAX_NAME_BYTES = 1024
 _ENCODED = ("%2e", "%2f", "%5c", "%00")
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp")  # controls, marks that turn the direction of writing, ends of lines
 _REASON_OF_FAULT = {
     decode.DecodeFault.EMPTY: Reason.EMPTY_PICTURE,
     decode.DecodeFault.UNSUPPORTED: Reason.UNSUPPORTED_PICTURE,
@@ -95,6 +96,8 @@ def check(
             return reject_row(row, Reason.BAD_MAP, "semantic", str(error))
     elif isinstance(row.semantic, list):
         semantic, problems = paint(row.semantic, header.height, header.width)
+        if problems and len(problems) == len(row.semantic):  # else a map of nothing would be learned
+            return reject_row(row, Reason.BAD_MAP, "semantic", f"none of its masks can be used; {problems[0]}")
     checked = _with_instances(row, data, header, rules)
     # A mask of the map that cannot be painted costs no object: those are judged by themselves.
     lost = (_rejection(row, Reason.BAD_MAP, "semantic", text) for text in problems)
@@ -190,9 +193,9 @@ def _name_problem(name: object) -> str | None:
     parts = name.split("/")
     tests = (
         (length > _MAX_NAME_BYTES, f"is longer than {_MAX_NAME_BYTES} bytes"),
-        (not name.isprintable(), "holds control characters"),
+        (any(unicodedata.category(c) in _UNSEEN for c in name), "holds control characters"),
         ("\\" in name, "holds a backslash"),
-        (":" in name, "holds a colon, as URLs and drives do"),
+        ("://" in name or name[1:2] == ":", "begins as URLs or drives do"),
         (any(code in name.lower() for code in _ENCODED), "holds percent-encoded path characters"),
         (name.startswith(("/", "~")), "is not relative to the folder of pictures"),
         (any(part in ("", ".", "..") for part in parts), "has empty or dotted parts"),

@@ -77,6 +77,8 @@ def _paint_layer(values: npt.NDArray[np.uint8], layer: object) -> None:
         y0, x0, bits = masks.crop_rle(masks.validate_rle(mask.get("counts"), *values.shape), *values.shape)
     except masks.MaskError as error:
         raise MapError(str(error)) from error
+    if not bits.size:
+        raise MapError("the mask covers no pixel")
     values[y0 : y0 + bits.shape[0], x0 : x0 + bits.shape[1]][bits != 0] = number
 
 

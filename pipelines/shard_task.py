@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import json
+import socket
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -85,6 +86,10 @@ class PlanConflictError(ValueError):
     """The output folder holds another data set, finished or not; nothing was touched."""
 
 
+class MissingPlanError(ValueError):
+    """The output folder is another one here than where the plan was written."""
+
+
 def part_name(number: int) -> str:
     """The file of a shard's raw rows, relative to the data set."""
     return f"{PLAN_FOLDER}/part-{number:05d}.json"
@@ -111,18 +116,19 @@ def make_shard(
 
     Raises:
         PlanConflictError: a shard of another plan has this name.
+        MissingPlanError: the plan is not to be seen from here.
         OSError: the store failed.
     """
     filesystem, folder = storage.open_uri(task.out)
     found = find_shard(filesystem, folder, number, task.fingerprint)
     if found is not None:
         return found
-    part, note = (storage.join(folder, name) for name in (part_name(number), attempt_name(number)))
+    rows = _planned(task, filesystem, storage.join(folder, part_name(number)))
+    note = storage.join(folder, attempt_name(number))
     died_before = storage.is_file(filesystem, note)
     if not died_before:
         commit.write_file(filesystem, note, b"", faults=faults)
     with careful.CarefulJudge(judge) as in_own_process:
-        rows = source_index.from_json(storage.read_bytes(filesystem, part))
         outcomes = list(_outcomes(task, rows, in_own_process if died_before else judge))
     storage.delete_file(filesystem, note)
     kept: list[records.Record] = []
@@ -145,6 +151,16 @@ def make_shard(
     }
     info = dataset_writer.write_shard(filesystem, folder, number, kept, meta, faults)
     return ShardResult(info, tuple(lost), instances_in, was_there=False)
+
+
+def _planned(task: ShardTask, filesystem: pafs.FileSystem, part: str) -> list[RawRow]:
+    try:
+        return source_index.from_json(storage.read_bytes(filesystem, part))
+    except FileNotFoundError as error:
+        raise MissingPlanError(
+            f"{socket.gethostname()} sees no {part}, which the driver wrote: on several machines --out must be a "
+            "folder that all of them share, or a URI such as s3://bucket/folder"
+        ) from error
 
 
 def find_shard(filesystem: pafs.FileSystem, folder: str, number: int, fingerprint: str) -> ShardResult | None:

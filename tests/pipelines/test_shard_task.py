@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import os
 from types import SimpleNamespace
@@ -129,3 +130,11 @@ def test_large_files_are_rejected_unread(tmp_path, monkeypatch):
 def test_shard_names():
     assert dataset_writer.shard_name(7) == "shard-00007.arrow"
     assert shard_task.part_name(7) == "_plan/part-00007.json"
+
+
+def test_a_plan_that_another_machine_cannot_see_is_told(tmp_path):
+    task = planned(tmp_path)
+    there = dataclasses.replace(task, out=str(tmp_path / "another machine"))
+    with pytest.raises(shard_task.MissingPlanError, match=r"sees no .*part-00000\.json.* several machines --out must"):
+        shard_task.make_shard(there, 0)
+    assert not (tmp_path / "another machine").exists()
