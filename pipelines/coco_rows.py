@@ -90,7 +90,10 @@ def truth_rows(truth: GroundTruth, kind: Kind) -> list[Row]:
     Raises:
         ValueError: one is malformed.
     """
-    return [_truth_row(row, truth, number, kind) for number, row in enumerate(truth.annotations)]
+    rows = [_truth_row(row, truth, number, kind) for number, row in enumerate(truth.annotations)]
+    if kind == "segm":
+        _add_truth_masks(rows, truth)
+    return rows
 
 
 def result_rows(results: Sequence[Mapping[str, Any]], truth: GroundTruth, kind: Kind) -> list[Row]:
@@ -111,14 +114,24 @@ def _truth_row(row: Mapping[str, Any], truth: GroundTruth, position: int, kind: 
     crowd = _flag(row, where)
     copy: Row = {key: row[key] for key in ("image_id", "category_id", "bbox", "area")}
     copy |= {"id": position + 1, "iscrowd": crowd}
-    if kind == "segm" and row.get("segmentation"):
-        copy["segmentation"] = _truth_rle(row, truth.sizes_hw[row["image_id"]], where)
-    elif kind == "segm":  # a region in which detections are neither right nor wrong
-        copy |= {"segmentation": _box_rle(row["bbox"], truth.sizes_hw[row["image_id"]]), "iscrowd": 1}
     if kind == "keypoints":
         points = _keypoints(row.get("keypoints", [0] * 3 * NUM_KEYPOINTS), where)
         copy |= {"keypoints": points, "num_keypoints": sum(v > 0 for v in points[2::3])}
     return copy
+
+
+def _add_truth_masks(rows: list[Row], truth: GroundTruth) -> None:
+    """The annotations' masks; the compressed ones that are sound as they stand are judged all at once."""
+    sizes = [truth.sizes_hw[row["image_id"]] for row in rows]
+    texts = [_plain_counts(row, size_hw) for row, size_hw in zip(truth.annotations, sizes, strict=True)]
+    sound = areas(texts, np.array(sizes, np.int64).reshape(-1, 2).prod(axis=1)) >= 0
+    for position, (row, raw, size_hw) in enumerate(zip(rows, truth.annotations, sizes, strict=True)):
+        if sound[position]:
+            row["segmentation"] = {"size": list(size_hw), "counts": texts[position]}
+        elif raw.get("segmentation"):
+            row["segmentation"] = _truth_rle(raw, size_hw, f"annotations[{position}]")
+        else:  # a region in which detections are neither right nor wrong
+            row |= {"segmentation": _box_rle(raw["bbox"], size_hw), "iscrowd": 1}
 
 
 def _box_rle(box: Sequence[float], size_hw: tuple[int, int]) -> Row:

@@ -84,6 +84,8 @@ class Index:
 
 def as_id(value: object) -> int | None:
     """A 64-bit integer id, also from a float that is whole; None for anything else."""
+    if type(value) is int:  # nearly all are
+        return value if -_MAX_ID <= value <= _MAX_ID else None
     if isinstance(value, bool):
         return None
     if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT_FLOAT:
