@@ -123,7 +123,7 @@ def _audited(labelled: Dataset, teacher: Checkpoint) -> list[int]:
 
 def _pictures(dataset: Dataset, ids: Collection[int], inside: bool) -> ShardPictures:
     """A data set's pictures that are among the ids, or that are not."""
-    shards = [leakage.read_shard(dataset, number) for number in range(len(dataset.manifest.shards))]
+    shards = [leakage.read_shard(dataset.uri, info.file) for info in dataset.manifest.shards]
     hashes = np.concatenate([np.empty(0, "S64"), *(shard.hashes for shard in shards)])
     rows = np.flatnonzero(np.isin(dataset.image_ids, np.array(sorted(ids), np.int64)) == inside)
     names = [name for shard in shards for name in shard.names]

@@ -1,21 +1,17 @@
-"""Pseudo-labels as COCO's files: instances.json of the labels kept, results.json of every detection.
-
-Both are written as a stream, a shard at a time: what is in memory does not grow with the pool.
-"""
+"""Pseudo-labels as COCO's instances.json, written as a stream: what is in memory does not grow with the pool."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from pipelines import commit, dataset_writer, predictions, records, shards, storage
-from pipelines.coco_export import annotation, categories
+from pipelines import dataset_writer, records, shards, storage
+from pipelines.coco_export import annotation, categories, json_list, write_json
 from pipelines.manifest import ClassInfo
-from pipelines.predictions import PredictionsManifest
 from pipelines.records import Record
 
-INSTANCES, RESULTS = "instances.json", "results.json"
+INSTANCES = "instances.json"
 
 
 def read_without_pictures(uri: str, name: str) -> Iterator[Record]:
@@ -62,22 +58,8 @@ def write_instances(out: str, shard_count: int, classes: Sequence[ClassInfo], ro
                     "source": "pseudo", "round": round_number,
                 }  # fmt: skip
 
-    parts = {"images": _json_list(images()), "annotations": _json_list(annotations())}
-    return _write(out, INSTANCES, _json_object(parts, {"categories": categories(classes)}))
-
-
-def write_results(out: str, uri: str, found: PredictionsManifest) -> str:
-    """Write results.json, every detection as COCO's evaluation takes them; its sha256."""
-    pictures = predictions.all_pictures(uri, found)
-    rows = (row for picture in pictures for row in predictions.to_results(picture, found.classes))
-    return _write(out, RESULTS, _json_list(rows))
-
-
-def _json_list(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
-    yield b"["
-    for number, row in enumerate(rows):
-        yield (b",\n" if number else b"\n") + json.dumps(row, sort_keys=True).encode()
-    yield b"\n]"
+    parts = {"images": json_list(images()), "annotations": json_list(annotations())}
+    return write_json(out, INSTANCES, _json_object(parts, {"categories": categories(classes)}))
 
 
 def _json_object(lists: dict[str, Iterator[bytes]], rest: dict[str, Any]) -> Iterator[bytes]:
@@ -87,10 +69,3 @@ def _json_object(lists: dict[str, Iterator[bytes]], rest: dict[str, Any]) -> Ite
         yield from chunks
         yield b",\n"
     yield json.dumps(rest, sort_keys=True)[1:].encode() + b"\n"
-
-
-def _write(out: str, name: str, chunks: Iterable[bytes]) -> str:
-    filesystem, folder = storage.open_uri(out)
-    digest = commit.Digest()
-    commit.write_chunks(filesystem, storage.join(folder, name), digest.through(chunks))
-    return digest.hex

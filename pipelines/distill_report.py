@@ -32,6 +32,14 @@ _PICTURES = {
     "leaked": "left out: labelled or validation pictures",
     "unseen": "left out: the detector could not look at them",
 }
+_DETECTIONS = {
+    "label": "became labels",
+    "uncertain": "became ignored regions",
+    "below_threshold": "below their threshold",
+    "no_pixel": "without a pixel",
+    "nothing_kept": "uncertain ones of pictures left out",
+    "leaked": "on labelled or validation pictures",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +49,7 @@ class Account:
     Attributes:
         selection: one row a class.
         pictures: of the pool by what became of them; they add up to all of it.
+        detections: on the pool by what became of them; they add up to all of them.
         sizes: labels by mask area: below 32 x 32, below 96 x 96, larger.
         full: pictures with as many detections as the detector gives at most: there may be more objects.
         leak: labelled and validation pictures that were left out.
@@ -50,6 +59,7 @@ class Account:
 
     selection: tuple[ClassSelection, ...]
     pictures: Mapping[str, int]
+    detections: Mapping[str, int]
     sizes: Sequence[int]
     full: int
     leak: Leak
@@ -112,6 +122,10 @@ def _add_account(page: Page, body: Mapping[str, Any]) -> None:
     rows: list[list[Cell]] = [[_PICTURES[name], count] for name, count in body["pictures"].items()]
     rows.append(["all", sum(body["pictures"].values())])
     page.table(["", "pictures"], rows, bold={(len(rows) - 1, 1)})
+    page.paragraph(
+        "Detections: "
+        + ", ".join(f"{count} {_DETECTIONS.get(name, name)}" for name, count in body["detections"].items())
+    )
     if body["full"]:
         page.paragraph(
             f"{body['full']} pictures have as many detections as the detector gives at most: objects may be missing "

@@ -88,7 +88,7 @@ def run(config: PredictConfig) -> PredictionsManifest:
     order = Order(checkpoint.uri, data, out, making, key)
     made = _committed(order) or _label(config, order, dataset, checkpoint)
     if config.results:
-        write_results(out, made)
+        write_results(out, out, made)
     return made
 
 

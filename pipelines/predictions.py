@@ -246,7 +246,7 @@ def _from_row(row: Mapping[str, Any]) -> PicturePrediction:
         view_agreement=np.array(row.get("view_agreement", [1.0] * count), np.float32),
         box_spread=np.array(row.get("box_spread", [0.0] * count), np.float32),
         mask_agreement=None if optional["mask_agreement"] is None else np.array(optional["mask_agreement"], np.float32),
-        keypoints=None if points is None else np.array(points, np.float32).reshape(count, -1, 3),
+        keypoints=None if points is None else np.array(points, np.float32).reshape(count, -1 if count else 0, 3),
         rejected=row.get("rejected") or "",
     )
 

@@ -56,13 +56,13 @@ def _described(uri: str) -> dict[str, Any]:
 
 
 def of_distillation(
-    labelled: Dataset, pool: Dataset, found: PredictionsManifest, teacher: Checkpoint | None
+    labelled: Dataset, pool: tuple[str, Manifest], found: PredictionsManifest, teacher: Checkpoint | None
 ) -> dict[str, Any]:
     """The chain of a data set that is being made.
 
     Args:
         labelled: what people labelled.
-        pool: what is labelled now.
+        pool: what is labelled now, where and what it is.
         found: the detections, with how they were made.
         teacher: the checkpoint that made them; None where it is not known.
 
@@ -81,7 +81,7 @@ def of_distillation(
         "teacher": {**known, "data": data},
         "predictions": {**facts, "hash": found.hash},
         "labelled": {"uri": labelled.uri, "hash": labelled.manifest.hash},
-        "pool": {"uri": pool.uri, "hash": pool.manifest.hash},
+        "pool": {"uri": pool[0], "hash": pool[1].hash},
     }
 
 

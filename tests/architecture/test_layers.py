@@ -67,15 +67,16 @@ pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipel
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
     | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists | pipelines.starting_weights
     | pipelines.validation | pipelines.labeller | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
-    | pipelines.pseudo_labels | pipelines.distill_outputs
+    | pipelines.pool_shards | pipelines.distill_outputs
+pipelines.pseudo_labels
 pipelines.loop | pipelines.review
 pipelines.inbox | pipelines.evaluator
 pipelines.train_worker
 pipelines.follower
 pipelines.careful | pipelines.predict | pipelines.inspect | pipelines.report
 pipelines.shard_task | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
-    | pipelines.audit | pipelines.distill_config
-pipelines.part_files | pipelines.train | pipelines.distill_report
+    | pipelines.audit | pipelines.distill_config | pipelines.distill_folds
+pipelines.part_files | pipelines.train | pipelines.distill_report | pipelines.distill_inputs
 pipelines.prepare | pipelines.distill
 pipelines.run_report | pipelines.sweep_trial | pipelines.sweeps
 pipelines.sweep_results | pipelines.sweep_runner

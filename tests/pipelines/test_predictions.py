@@ -69,11 +69,13 @@ def test_keypoints_agreement_and_rejections_are_kept(tmp_path):
         view_agreement=np.array([0.5, 1.0], np.float32), box_spread=np.array([0.25, 0.0], np.float32),
     )  # fmt: skip
     lost = dataclasses.replace(findings(record(0)), rles=None, mask_agreement=None, rejected="truncated")
+    empty = dataclasses.replace(findings(record(0)), keypoints=np.zeros((0, 5, 3), np.float32))
     filesystem, path = storage.open_uri(str(tmp_path / "p.arrow"))
-    data = predictions.to_ipc([made, lost], {})
+    data = predictions.to_ipc([made, lost, empty], {})
     commit.write_file(filesystem, path, memoryview(data))
     info = FileInfo("p.arrow", data.size, commit.sha256_of(memoryview(data)))
-    found, other = predictions.read_pictures(str(tmp_path), info)
+    found, other, nothing = predictions.read_pictures(str(tmp_path), info)
+    assert nothing.keypoints.size == 0
     assert_same(found, made)
     for name in ("keypoints", "view_agreement", "box_spread"):
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name))

@@ -38,10 +38,10 @@ def test_the_chain_reaches_back_over_two_rounds(tmp_path):
     found = PredictionsManifest.load(labels)
     first = trained(tmp_path / "teacher", [people])
     assert [uri for uri, _ in provenance.training_sets(first)] == [people.uri]
-    one = provenance.of_distillation(people, pool, found, first)
+    one = provenance.of_distillation(people, (pool.uri, pool.manifest), found, first)
     made = pseudo(tmp_path / "pseudo", one)
     second = trained(tmp_path / "student", [people, made])
-    two = provenance.of_distillation(people, pool, found, second)
+    two = provenance.of_distillation(people, (pool.uri, pool.manifest), found, second)
     assert (one["round"], two["round"]) == (1, 2)
     assert two["teacher"]["data"][1]["from"] == json.loads(json.dumps(one))
     assert two["teacher"]["files"] == second.files
@@ -55,11 +55,11 @@ def test_the_chain_reaches_back_over_two_rounds(tmp_path):
 def test_a_teacher_that_is_not_there_any_more(tmp_path):
     people = write_dataset(tmp_path / "people", [[record(1)]])
     found = PredictionsManifest.load(write_predictions(tmp_path / "labels", people, lambda one: detected(one, [])))
-    chain = provenance.of_distillation(people, people, found, None)
+    chain = provenance.of_distillation(people, (people.uri, people.manifest), found, None)
     assert (chain["round"], chain["teacher"]["data"]) == (1, [])
     assert "by the teacher not named (c)" in "\n".join(provenance.lines(chain))
     gone = trained(tmp_path / "run", [people])
     (tmp_path / "people" / "manifest.json").unlink()
-    lost = provenance.of_distillation(people, people, found, gone)
+    lost = provenance.of_distillation(people, (people.uri, people.manifest), found, gone)
     assert "not there any more" in "\n".join(provenance.lines(lost))
     assert provenance.training_sets(gone) == []
