@@ -94,7 +94,14 @@ class Labeller:
         self._method = Method(views, making.voting_iou, Precision(making.precision))
 
     def label(self, shard: int) -> dict[str, Any]:
-        """Predict one shard and commit it; the facts of a `Labelled`."""
+        """Predict one shard and commit it, or find it made by an earlier attempt; the facts of a `Labelled`.
+
+        Raises:
+            PredictionsError: a shard of something else has its name.
+        """
+        made = find_shard(self._order, shard)
+        if made is not None:
+            return made
         first = int(self._dataset.rows_per_shard[:shard].sum())
         found = self._predict(range(first, first + int(self._dataset.rows_per_shard[shard])))
         rejected = sum(bool(picture.rejected) for picture in found)
@@ -165,24 +172,22 @@ def _rejected(image_id: int, size_hw: tuple[int, int], reason: str) -> PicturePr
     )  # fmt: skip
 
 
-def finished(order: Order, count: int) -> dict[int, Labelled]:
-    """Shards that an earlier run of the same command finished, of so many in all.
+def find_shard(order: Order, shard: int) -> dict[str, Any] | None:
+    """The facts of a finished shard; None where it must be made, a damaged one included.
 
     Raises:
-        PredictionsError: the folder holds predictions of something else, or made otherwise.
+        PredictionsError: it holds predictions of something else, or made otherwise.
     """
     filesystem, folder = storage.open_uri(order.out)
-    done: dict[int, Labelled] = {}
-    for shard in range(count):
-        path = storage.join(folder, predictions.shard_name(shard))
-        if not storage.is_file(filesystem, path):
-            continue
-        found = predictions.read_meta(filesystem, path) or {}
-        check_key(order, found)
-        data = storage.read_bytes(filesystem, path)
-        info = FileInfo(predictions.shard_name(shard), len(data), commit.sha256_of(data))
-        done[shard] = Labelled.from_facts({**found, "info": dataclasses.asdict(info)})
-    return done
+    path = storage.join(folder, predictions.shard_name(shard))
+    found = predictions.read_intact(filesystem, path) if storage.is_file(filesystem, path) else None
+    if found is None:
+        return None
+    facts, info = found
+    check_key(order, facts)
+    if facts["shard"] != shard:
+        return None
+    return {name: facts[name] for name in ("account", "detections", "machine")} | {"info": dataclasses.asdict(info)}
 
 
 def check_key(order: Order, found: dict[str, Any]) -> None:

@@ -18,6 +18,8 @@ from pipelines.manifest import ClassInfo, FileInfo
 FILE_NAME = "manifest.json"
 KIND = "predictions"
 _FORMAT_VERSION = 2
+_META_KEY = b"maskray"
+_CONTENT = "content_sha256"
 
 _FIELDS_1 = [
     pa.field("image_id", pa.int64(), nullable=False),
@@ -186,25 +188,43 @@ def to_ipc(pictures: Sequence[PicturePrediction], meta: Mapping[str, Any]) -> pa
         "keypoints": [None if p.keypoints is None else [k.ravel() for k in p.keypoints] for p in pictures],
         "rejected": [p.rejected or None for p in pictures],
     }
-    schema = SCHEMA.with_metadata({b"maskray": json.dumps(dict(meta), sort_keys=True).encode()})
-    batch = pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=schema)
+    batch = pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+    return _to_file(batch, {**meta, _CONTENT: _digest(batch, meta)})
+
+
+def _digest(batch: pa.RecordBatch, meta: Mapping[str, Any]) -> str:
+    """The sha256 of a shard's rows and notes."""
+    noted = json.dumps(dict(meta), sort_keys=True).encode()
+    return commit.sha256_of(noted + bytes(batch.replace_schema_metadata(None).serialize()))
+
+
+def _to_file(batch: pa.RecordBatch, meta: Mapping[str, Any]) -> pa.Buffer:
+    schema = SCHEMA.with_metadata({_META_KEY: json.dumps(dict(meta), sort_keys=True).encode()})
     sink = pa.BufferOutputStream()
     with ipc.new_file(sink, schema) as writer:
-        writer.write_batch(batch)
+        writer.write_batch(batch.replace_schema_metadata(schema.metadata))
     return sink.getvalue()
 
 
-def read_meta(filesystem: pafs.FileSystem, path: str) -> dict[str, Any] | None:
-    """The notes of a finished shard, or None where there is none that can be read."""
+def read_intact(filesystem: pafs.FileSystem, path: str) -> tuple[dict[str, Any], FileInfo] | None:
+    """Notes and identity of a shard that no manifest vouches for yet.
+
+    Returns:
+        None where a single byte is not as its writer left it, or where there is no such shard.
+    """
     try:
-        with filesystem.open_input_file(path) as source:
-            schema = ipc.open_file(source).schema
-        if not schema.remove_metadata().equals(SCHEMA):
+        data = storage.read_bytes(filesystem, path)
+        reader = ipc.open_file(pa.BufferReader(data))
+        noted: dict[str, Any] = dict(json.loads((reader.schema.metadata or {})[_META_KEY]))
+        batch = reader.get_batch(0)
+        batch.validate(full=True)
+        if not batch.schema.remove_metadata().equals(SCHEMA) or not _to_file(batch, noted).equals(pa.py_buffer(data)):
             return None
-        meta: dict[str, Any] = json.loads((schema.metadata or {}).get(b"maskray", b"null"))
-        return meta
-    except (OSError, ValueError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError):
         return None
+    content = noted.pop(_CONTENT, None)
+    info = FileInfo(path.rsplit("/", 1)[-1], len(data), commit.sha256_of(data))
+    return (noted, info) if content == _digest(batch, noted) else None
 
 
 def read_pictures(uri: str, shard: FileInfo) -> list[PicturePrediction]:

@@ -42,12 +42,21 @@ class Workers:
 
 
 class _Worker:
-    """A staying process: sets the work up once."""
+    """A staying process: sets the work up once.
+
+    What the setting up raises is kept for the first shard: Ray reports a constructor that fails as a dead process.
+    """
 
     def __init__(self, make_work: Callable[[], Work]) -> None:
-        self._work = make_work()
+        self._failed: Exception | None = None
+        try:
+            self._work = make_work()
+        except Exception as error:
+            self._failed = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
+        if self._failed is not None:
+            raise self._failed
         return _do(self._work, batch)
 
 

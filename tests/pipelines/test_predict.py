@@ -1,5 +1,6 @@
 """Labelling a pool: the same bytes whoever does it and however often it dies, and an account of every picture."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,7 @@ import ray
 from pycocotools.coco import COCO
 
 from model.config import KeypointHeadConfig, MaskHeadConfig
-from pipelines import checkpoints, commit, labeller, predict, prepare, prepare_config
+from pipelines import checkpoints, commit, labeller, predict, prepare, prepare_config, starting_weights
 from pipelines.coco_export import to_coco
 from pipelines.config import Precision
 from pipelines.dataset import Dataset
@@ -35,7 +36,7 @@ SHARDS = (3, 2, 4, 1)
 def save(folder, classes=CLASSES, **changes):
     """A checkpoint of random weights to which every box is a detection."""
     box = dataclasses.replace(tiny_run.detector_config().box, score_threshold=0.0)
-    return checkpoints.save_weights(str(folder), tiny_run.build(box=box, **changes), classes, {}).uri
+    return starting_weights.save(str(folder), tiny_run.build(box=box, **changes), classes, {}).uri
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +59,12 @@ def in_turn(config, order, missing):
 @pytest.fixture
 def alone(monkeypatch):
     monkeypatch.setattr(predict, "_label_all", in_turn)
+    monkeypatch.setattr(predict, "run_shards", one_by_one)
+    monkeypatch.setattr(predict, "ray_session", lambda address: contextlib.nullcontext())
+
+
+def one_by_one(make_work, shards):
+    return ((shard, json.loads(json.dumps(make_work()(shard)))) for shard in shards)
 
 
 def files(folder):
@@ -129,6 +136,48 @@ def test_what_was_begun_otherwise_is_refused(teacher, pool, tmp_path, alone, cha
     with pytest.raises(PredictionsError, match=message):
         predict.run(config(teacher, pool, tmp_path / "out", **changes))
     assert files(tmp_path / "out") == before
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_shards_of_an_unfinished_run_are_made_again(teacher, pool, tmp_path, alone, monkeypatch):
+    """A flipped bit, a cut, and the file of another shard under the name."""
+    asked = config(teacher, pool, tmp_path / "out")
+    predict.run(asked)
+    wanted = files(asked.out)
+    names = [tmp_path / "out" / f"predictions-{number:05d}.arrow" for number in range(len(SHARDS))]
+    (tmp_path / "out" / "manifest.json").unlink()
+    flip(names[0])
+    names[1].write_bytes(names[1].read_bytes()[:-100])
+    names[2].write_bytes(wanted[names[3].name])
+    made = []
+
+    def counted(settings, order, missing):
+        made.extend(missing)
+        return in_turn(settings, order, missing)
+
+    monkeypatch.setattr(predict, "_label_all", counted)
+    predict.run(asked)
+    assert made == [0, 1, 2]
+    assert files(asked.out) == wanted
+
+
+def test_a_task_tried_again_finds_its_shard(teacher, pool, tmp_path, alone, monkeypatch):
+    def twice(settings, order, missing):
+        worker = Labeller(order)
+        for shard in missing:
+            first = worker.label(shard)
+            with monkeypatch.context() as patch:
+                patch.setattr(Labeller, "_predict", lambda *_: pytest.fail("predicted again"))
+                assert worker.label(shard) == first
+            yield shard, Labelled.from_facts(first)
+
+    monkeypatch.setattr(predict, "_label_all", twice)
+    predict.run(config(teacher, pool, tmp_path / "out"))
 
 
 def test_another_data_set_checkpoint_or_kind_of_machine_is_refused(teacher, pool, tmp_path, alone, monkeypatch):
@@ -219,6 +268,15 @@ def test_coco_results_hold_what_the_detector_finds(pool, tmp_path, alone):
 def local_ray():
     with ray_session(num_cpus=2, object_store_memory=200 * 2**20):
         yield
+
+
+@pytest.mark.ray
+def test_what_a_worker_cannot_load_is_said_as_it_is(pool, tmp_path, local_ray):
+    """Its constructor runs in a process of Ray's, which alone would call it dead."""
+    uri = save(tmp_path / "checkpoint")
+    flip(Path(uri) / checkpoints.MODEL_FILE)
+    with pytest.raises(checkpoints.CheckpointError, match="is damaged; use another checkpoint"):
+        predict.run(config(uri, pool, tmp_path / "out", workers=1))
 
 
 EDGE = Path(os.environ.get("MASKRAY_TEST_DATA", "")) / "edge_images"

@@ -92,16 +92,23 @@ def test_the_hash_is_that_of_the_file(written, tmp_path):
     assert manifest.hash == commit.sha256_of((tmp_path / "labels" / "manifest.json").read_bytes())
 
 
-def test_the_notes_of_a_shard(tmp_path):
+def test_a_shard_without_a_manifest_is_whole_or_nothing(tmp_path):
+    """A flipped bit anywhere, in its notes too, or a cut: it must be made again."""
     filesystem, path = storage.open_uri(str(tmp_path / "p.arrow"))
-    assert predictions.read_meta(filesystem, path) is None
+    assert predictions.read_intact(filesystem, path) is None
     data = predictions.to_ipc([findings(record(2))], {"shard": 3, "batch": 4})
     commit.write_file(filesystem, path, memoryview(data))
-    assert predictions.read_meta(filesystem, path) == {"shard": 3, "batch": 4}
+    info = FileInfo("p.arrow", data.size, commit.sha256_of(memoryview(data)))
+    assert predictions.read_intact(filesystem, path) == ({"shard": 3, "batch": 4}, info)
     assert predictions.to_ipc([findings(record(2))], {"batch": 4, "shard": 3}).equals(data)
-    for bad in (b"", b"ARROW1", bytes(data)[:-20], b"x" * 500):
-        (tmp_path / "p.arrow").write_bytes(bad)
-        assert predictions.read_meta(filesystem, path) is None
+    bad = [b"", b"ARROW1", bytes(data)[:-20], b"x" * 500, bytes(data) + b"x"]
+    for place in [*np.random.default_rng(0).integers(0, data.size, 200).tolist(), bytes(data).index(b'"shard"') + 9]:
+        flipped = bytearray(bytes(data))
+        flipped[place] ^= 1 << place % 8
+        bad.append(bytes(flipped))
+    for content in bad:
+        (tmp_path / "p.arrow").write_bytes(content)
+        assert predictions.read_intact(filesystem, path) is None
 
 
 def test_damage_is_found(written, tmp_path):
