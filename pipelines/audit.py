@@ -96,7 +96,7 @@ def _audited(labelled: Dataset, teacher: Checkpoint) -> list[int]:
     """Rows of the pictures that the teacher held out.
 
     Raises:
-        AuditError: it held none out of this data set, or saw their bytes elsewhere.
+        AuditError: it held none out of this data set, saw their bytes elsewhere, or learned from what is not there.
     """
     known = held_out_by(teacher)
     ids = known.get(labelled.manifest.hash)
@@ -110,8 +110,16 @@ def _audited(labelled: Dataset, teacher: Checkpoint) -> list[int]:
             f"the teacher {teacher.uri} saw every picture of {labelled.uri}, so nothing can be audited: train it "
             "with --holdout 0.05"
         )
-    others = [(Dataset(uri), m.hash) for uri, m in provenance.training_sets(teacher) if m.hash in known]
-    parts = [_pictures(labelled, ids, inside=False), *(_pictures(d, known[key], inside=False) for d, key in others)]
+    others = {m.hash: Dataset(uri) for uri, m in provenance.training_sets(teacher) if m.hash in known}
+    gone = known.keys() - others.keys() - {labelled.manifest.hash}
+    if gone:
+        raise AuditError(
+            f"the teacher {teacher.uri} also learned from the data sets {', '.join(sorted(gone))}, which are not where "
+            "they were, or have changed: without them nobody can tell whether it saw copies of the pictures it held "
+            "out; put them back"
+        )
+    seen = {labelled.manifest.hash: labelled, **others}
+    parts = [_pictures(dataset, known[key], inside=False) for key, dataset in seen.items()]
     held_out = _pictures(labelled, ids, inside=True)
     leak = held_out.leak(np.unique(np.concatenate([part.hashes for part in parts])))
     if leak.count:

@@ -3,13 +3,14 @@
 Each pseudo-labelled data set carries the whole chain, so that it stays readable when older folders are gone.
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipelines import commit, storage
-from pipelines.checkpoints import Checkpoint
+from pipelines import checkpoints, commit, storage
+from pipelines.checkpoints import Checkpoint, CheckpointError
 from pipelines.dataset import Dataset
 from pipelines.manifest import Manifest, ManifestError
 from pipelines.predictions import PredictionsManifest
@@ -18,23 +19,32 @@ _KEY = "provenance"
 _NOT_FACTS = ("shards", "classes")
 
 
-def _data_sets_of(checkpoint: Checkpoint) -> list[str]:
-    """URIs of the data its run was trained on; none where the run's folder is gone, or it was imported."""
+def _data_sets_of(checkpoint: Checkpoint, before: tuple[str, ...] = ()) -> list[str]:
+    """URIs of the data that its run, and those that its first weights come from, were trained on, each once.
+
+    None where a run's folder is gone, or weights were imported.
+    """
     run = checkpoint.uri.rpartition("/checkpoints/")[0]
-    if not run:
+    if not run or run in before:
         return []
     filesystem, folder = storage.open_uri(run)
     path = storage.join(folder, "run.json")
     if not storage.is_file(filesystem, path):
         return []
     try:
-        return [str(uri) for uri in commit.unsealed(storage.read_bytes(filesystem, path), "run", 1)["train"]]
-    except (ValueError, KeyError, TypeError):
+        body = commit.unsealed(storage.read_bytes(filesystem, path), "run", 1)
+        found = [str(uri) for uri in body["train"]]
+        config = body["identity"].get("config", {})
+    except (ValueError, KeyError, TypeError, AttributeError):
         return []
+    for uri in (config.get("init"), config.get("rpn_from")):
+        with contextlib.suppress(CheckpointError, OSError):
+            found += _data_sets_of(checkpoints.load(uri), (*before, run)) if uri else []
+    return list(dict.fromkeys(found))
 
 
 def training_sets(checkpoint: Checkpoint) -> list[tuple[str, Manifest]]:
-    """The data sets a checkpoint's run was trained on, as far as they are still there."""
+    """The data sets a checkpoint's weights were trained on, as far as they are still there."""
     found = []
     for uri in _data_sets_of(checkpoint):
         try:

@@ -10,6 +10,7 @@ from pipelines import checkpoints, commit, storage
 from pipelines.coco_metrics import STAT_NAMES
 from pipelines.config import TrainConfig, batch_shares, default_ratio
 from pipelines.evaluate import Evaluation
+from pipelines.holdout import knows_what_it_saw
 from pipelines.launch import launch
 from pipelines.manifest import ClassInfo, Manifest
 from pipelines.optim import resolve_schedule
@@ -144,6 +145,16 @@ def _require_same_pictures(config: TrainConfig) -> None:
             )
 
 
+def _require_records(config: TrainConfig) -> None:
+    for name in ("init", "rpn_from"):
+        uri = getattr(config, name)
+        if uri and not knows_what_it_saw(checkpoints.load(uri)):
+            raise RunConflictError(
+                f"{uri} does not say which pictures it was trained on, so holding some out would prove nothing: leave "
+                f"out --holdout, or --{name.replace('_', '-')}"
+            )
+
+
 def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tuple[ClassInfo, ...]]:
     """Check the run against its data; number of classes, length and learning rate become those of this run.
 
@@ -167,6 +178,8 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
                 f"the checkpoint {config.init} has the classes {[info.name for info in known]}, the data "
                 f"{[info.name for info in classes]}: train on data with the checkpoint's classes, or leave out --init"
             )
+    if config.holdout:
+        _require_records(config)
     if config.rpn_from:
         config = override(config, "detector.separate_rpn", True)
         _require_same_pictures(config)

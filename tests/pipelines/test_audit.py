@@ -118,5 +118,17 @@ def test_pictures_the_teacher_saw_are_refused(people, predicted, tmp_path, monke
     assert predicted == []
 
 
+@pytest.mark.parametrize("changed", [True, False])
+def test_training_sets_that_are_gone_or_changed_are_refused(people, predicted, tmp_path, monkeypatch, changed):
+    """A copy of a held-out picture may be in them."""
+    other = write_dataset(tmp_path / "other", [[record(50)]])
+    made = teacher(tmp_path / "run", {people.manifest.hash: {2, 5}, "f" * 64: set()})
+    sets = [(people.uri, people.manifest), *([(other.uri, other.manifest)] if changed else [])]
+    monkeypatch.setattr(provenance, "training_sets", lambda checkpoint: sets)
+    with pytest.raises(AuditError, match=f"also learned from the data sets {'f' * 64}, which are not where they were"):
+        audit.run(str(tmp_path / "out"), people.uri, made, chosen(), "")
+    assert predicted == []
+
+
 def test_no_audit_is_none(tmp_path):
     assert audit.load(str(tmp_path)) is None

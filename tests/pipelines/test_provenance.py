@@ -12,12 +12,12 @@ from tests.pipelines import tiny_run
 from tests.pipelines.tiny_shards import CLASSES, detected, record, thing, write_dataset, write_predictions
 
 
-def trained(folder, sets):
+def trained(folder, sets, **begun_with):
     """A run's folder as training leaves it."""
     detector = tiny_run.build()
     optimiser = build_optimiser(detector, tiny_run.config((), folder).optim)
     made = checkpoints.write(str(folder), checkpoints.snapshot(1, detector, optimiser, CLASSES))
-    body = {"identity": {}, "train": [data.uri for data in sets], "tracking": {}}
+    body = {"identity": {"config": begun_with}, "train": [data.uri for data in sets], "tracking": {}}
     filesystem, path = storage.open_uri(f"{folder}/run.json")
     commit.write_file(filesystem, path, commit.sealed("run", 1, body))
     return made
@@ -50,6 +50,14 @@ def test_the_chain_reaches_back_over_two_rounds(tmp_path):
     for line in ("round 2: labels of", f"by the teacher {second.uri}", f"it learned from {made.uri}", "round 1:"):
         assert line in text, text
     assert "round" not in inspect(InspectConfig(people.uri)).text
+
+
+def test_what_the_first_weights_saw_is_in_the_chain(tmp_path):
+    sets = [write_dataset(tmp_path / name, [[record(number)]]) for number, name in enumerate("abc", start=1)]
+    first = trained(tmp_path / "first", [sets[0]])
+    other = trained(tmp_path / "other", [sets[1]], init="", rpn_from=f"{tmp_path}/last")
+    last = trained(tmp_path / "last", [sets[2], sets[0]], init=first.uri, rpn_from=other.uri)
+    assert [uri for uri, _ in provenance.training_sets(last)] == [sets[2].uri, sets[0].uri, sets[1].uri]
 
 
 def test_a_teacher_that_is_not_there_any_more(tmp_path):
