@@ -3,7 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,8 @@ from pipelines import checkpoints, commit, predictions, storage
 from pipelines.config import Precision
 from pipelines.dataset import Dataset
 from pipelines.decode import DecodeError
-from pipelines.inference import Method, Source, cut_batches, decode, predict_sources
+from pipelines.inference import Method, cut_batches, decode, predict_sources
+from pipelines.looking import Source
 from pipelines.making import Account, Making, machine_kind
 from pipelines.manifest import FileInfo
 from pipelines.predictions import PicturePrediction, PredictionsError
@@ -146,22 +147,21 @@ class Labeller:
 
     def _decoded(self, rows: range, batches: Sequence[Sequence[int]]) -> Iterator[list[Source | PicturePrediction]]:
         """Each batch's pictures, those of the next being decoded while the network sees these."""
-        with ThreadPoolExecutor(1) as pool:
-            ahead = [pool.submit(self._decode, rows, batch) for batch in batches[:1]]
-            for number in range(len(batches)):
-                ready = ahead.pop().result()
-                ahead += [pool.submit(self._decode, rows, batch) for batch in batches[number + 1 : number + 2]]
-                yield ready
+        if rows:
+            self._dataset.shard(self._dataset.locate(rows.start)[0])  # once, not by each thread
+        with ThreadPoolExecutor(self._order.making.threads) as pool:
+            ahead: list[Future[Source | PicturePrediction]] = []
+            for batch in [*batches, ()]:
+                ready, ahead = ahead, [pool.submit(self._decode, rows[i]) for i in batch]
+                if ready:
+                    yield [future.result() for future in ready]
 
-    def _decode(self, rows: range, batch: Sequence[int]) -> list[Source | PicturePrediction]:
-        decoded: list[Source | PicturePrediction] = []
-        for i in batch:
-            record = self._dataset.record(rows[i])
-            try:
-                decoded.append(decode(record))
-            except DecodeError as error:
-                decoded.append(_rejected(record.image_id, (record.height, record.width), str(error)))
-        return decoded
+    def _decode(self, row: int) -> Source | PicturePrediction:
+        record = self._dataset.record(row)
+        try:
+            return decode(record)
+        except DecodeError as error:
+            return _rejected(record.image_id, (record.height, record.width), str(error))
 
 
 def _rejected(image_id: int, size_hw: tuple[int, int], reason: str) -> PicturePrediction:

@@ -7,12 +7,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import torch
 from pycocotools.coco import COCO
 
 from model.config import KeypointHeadConfig, MaskHeadConfig
@@ -178,6 +180,20 @@ def test_a_task_tried_again_finds_its_shard(teacher, pool, tmp_path, alone, monk
 
     monkeypatch.setattr(predict, "_label_all", twice)
     predict.run(config(teacher, pool, tmp_path / "out"))
+
+
+def test_a_worker_decodes_with_all_its_threads(teacher, pool, tmp_path, alone, monkeypatch):
+    """Two pictures of a batch meet while they are decoded."""
+    meet, plain = threading.Barrier(2), labeller.decode
+
+    def decode(record):
+        meet.wait(timeout=30)
+        return plain(record)
+
+    monkeypatch.setattr(labeller, "decode", decode)
+    even = tiny_run.dataset(tmp_path / "even", (4, 2), stride=3)
+    predict.run(config(teacher, even, tmp_path / "out", batch=2, cpus_per_worker=2))
+    torch.set_num_threads(1)
 
 
 def test_another_data_set_checkpoint_or_kind_of_machine_is_refused(teacher, pool, tmp_path, alone, monkeypatch):
