@@ -27,7 +27,7 @@ from pipelines.distill_config import DistillConfig, Leaked
 from pipelines.distill_folds import Counted, Written, best_keys, smallest
 from pipelines.distill_inputs import DistillError, Inputs, open_inputs
 from pipelines.distill_inputs import identity as identity_of
-from pipelines.distill_outputs import INSTANCES, write_instances
+from pipelines.distill_outputs import INSTANCES, Origin, write_instances
 from pipelines.distill_report import Account
 from pipelines.leakage import Leak
 from pipelines.manifest import Manifest
@@ -176,7 +176,7 @@ def _make(config: DistillConfig, inputs: Inputs, identity: dict[str, str], finge
         selection=_selection(inputs, chosen, written),
         pictures={fate.value: written.pictures[fate.value] for fate in PictureFate},
         detections=dict(sorted(written.detections.items())),
-        sizes=written.labels[:, 2:].sum(axis=0).tolist(),
+        sizes=written.labels[:, 2:].tolist(),
         full=chosen.counted.full,
         leak=chosen.counted.leak,
         held_out=inputs.counts.held_out,
@@ -185,9 +185,11 @@ def _make(config: DistillConfig, inputs: Inputs, identity: dict[str, str], finge
     chain = provenance.of_distillation(inputs.labelled, (config.pool, inputs.pool), inputs.found, inputs.teacher)
     files = {"dropped": written.dropped}
     if config.coco:
-        files[INSTANCES] = write_instances(config.out, len(source), classes, chain["round"])
+        info = {"teacher": inputs.found.checkpoint, "round": chain["round"], "versions": chain["versions"]}
+        origin = Origin(config.predictions, inputs.found, source.cap, chain["round"], info)
+        files[INSTANCES] = write_instances(config.out, origin)
         files[RESULTS] = write_results(config.out, config.predictions, inputs.found)
-    distill_report.write(config.out, account, written.sheets, (started, time.time()))
+    files[distill_report.FILE_NAME] = distill_report.write(config.out, account, written.sheets, (started, time.time()))
     kept = written.detections[Fate.LABEL.value] + written.detections[Fate.UNCERTAIN.value]
     draft = dataset_writer.Draft(
         classes=classes,

@@ -68,8 +68,9 @@ def by_size(views: Sequence[View]) -> list[tuple[View, ...]]:
 
 
 def moved(sources: Sequence[Source], detector: Detector, device: torch.device) -> list[Source]:
-    """The pictures on a GPU that resizes them itself; where Pillow or OpenCV resize (their rounding is part of the
-    result), pictures stay where they are.
+    """The pictures' bytes on the GPU, which resizes them for all views.
+
+    Where Pillow or OpenCV resize, whose rounding is part of the result, they stay where they are.
     """
     if device.type == "cpu" or detector.config.picture.kernel is not ResizeKernel.FLOAT_BILINEAR:
         return list(sources)
@@ -114,8 +115,8 @@ def complete(
     whole = detector.complete(seen.features, BoxDetections(*(value.to(device) for value in padded)))
     seen.features.clear()  # they are by far the largest thing held
     shape = len(seen.views), len(sources)
-    masks = None if whole.masks is None else whole.masks.float().cpu().unflatten(0, shape)
-    heatmaps = None if whole.heatmaps is None else whole.heatmaps.float().cpu().unflatten(0, shape)
+    masks = None if whole.masks is None else whole.masks.float().cpu().view(*shape, *whole.masks.shape[1:])
+    heatmaps = None if whole.heatmaps is None else whole.heatmaps.float().cpu().view(*shape, *whole.heatmaps.shape[1:])
     pairs = detector.config.keypoint.flip_pairs
     for number, view in enumerate(seen.views):
         if not view.flip:

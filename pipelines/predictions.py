@@ -271,6 +271,17 @@ def _from_row(row: Mapping[str, Any]) -> PicturePrediction:
     )
 
 
+def count_detections(uri: str, file: str) -> dict[int, int]:
+    """Detections a picture of a shard, by image id; nothing else of it is read."""
+    filesystem, folder = storage.open_uri(uri)
+    with filesystem.open_input_file(storage.join(folder, file)) as source:
+        names = ipc.open_file(source).schema.names
+        fields = [names.index(name) for name in ("image_id", "scores")]
+        table = ipc.open_file(source, options=ipc.IpcReadOptions(included_fields=fields)).read_all()
+    counts = [0 if scores is None else len(scores) for scores in table.column("scores").to_pylist()]
+    return dict(zip(table.column("image_id").to_pylist(), counts, strict=True))
+
+
 def all_pictures(uri: str, manifest: PredictionsManifest) -> Iterator[PicturePrediction]:
     """Every picture's prediction, in the data set's order."""
     for shard in manifest.shards:
@@ -280,7 +291,8 @@ def all_pictures(uri: str, manifest: PredictionsManifest) -> Iterator[PicturePre
 def to_results(picture: PicturePrediction, classes: Sequence[ClassInfo]) -> list[dict[str, Any]]:
     """COCO result rows of one picture: bbox in xywh, source category ids; what the detector has of the rest.
 
-    That is the segmentation as compressed RLE, and for classes with keypoints x, y and the score of each.
+    That is the segmentation as compressed RLE, and for classes with keypoints x, y and the score of each. How far the
+    views agree stands beside COCO's own fields, which readers of results leave alone.
     """
     rows = []
     for i, (x1, y1, x2, y2) in enumerate(picture.boxes_xyxy.astype(float).tolist()):
@@ -290,7 +302,11 @@ def to_results(picture: PicturePrediction, classes: Sequence[ClassInfo]) -> list
             "category_id": info.id,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": float(picture.scores[i]),
+            "view_agreement": float(picture.view_agreement[i]),
+            "box_spread": float(picture.box_spread[i]),
         }
+        if picture.mask_agreement is not None:
+            row["mask_score"] = float(picture.mask_agreement[i])
         if picture.rles is not None:
             counts = picture.rles[i].decode("ascii")
             row["segmentation"] = {"size": [picture.height, picture.width], "counts": counts}

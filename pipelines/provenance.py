@@ -6,7 +6,11 @@ Each pseudo-labelled data set carries the whole chain, so that it stays readable
 import contextlib
 import dataclasses
 import json
+import platform
+import subprocess
 from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from pipelines import checkpoints, commit, storage
@@ -77,8 +81,8 @@ def of_distillation(
         teacher: the checkpoint that made them; None where it is not known.
 
     Returns:
-        JSON-able: `round`, `teacher`, `predictions`, `labelled`, `pool`; the teacher's `data` name what it learned
-        from, each with its own chain as `from`.
+        JSON-able: `round`, `versions`, `teacher`, `predictions`, `labelled`, `pool`; the teacher's `data` name what it
+        learned from, each with its own chain as `from`.
     """
     data = [_described(uri) for uri in _data_sets_of(teacher)] if teacher else []
     rounds = [part["from"]["round"] for part in data if part["from"]]
@@ -88,11 +92,40 @@ def of_distillation(
         known |= {"uri": teacher.uri, "step": teacher.step, "files": dict(teacher.files)}
     return {
         "round": 1 + max(rounds, default=0),
+        "versions": versions(),
         "teacher": {**known, "data": data},
         "predictions": {**facts, "hash": found.hash},
         "labelled": {"uri": labelled.uri, "hash": labelled.manifest.hash},
         "pool": {"uri": pool[0], "hash": pool[1].hash},
     }
+
+
+def versions() -> dict[str, str | None]:
+    """Of what made the labels: maskray, the state of its sources (None of an installed wheel), Python and packages."""
+    names = ("maskray", "torch", "ray", "numpy", "pyarrow")
+    return {
+        "sources": _state_of_sources(),
+        "python": platform.python_version(),
+        **{name: _version(name) for name in names},
+    }
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _state_of_sources() -> str | None:
+    root = Path(__file__).parents[1]
+    if not (root / ".git").exists():  # another repository may lie around an installed wheel
+        return None
+    asked = ["git", "-C", str(root), "describe", "--always", "--dirty", "--tags"]
+    try:
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=30).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def to_json(chain: Mapping[str, Any]) -> str:

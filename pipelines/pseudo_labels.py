@@ -108,6 +108,12 @@ def _keypoints(found: PicturePrediction, at: int, rules: Rules) -> npt.NDArray[n
     return np.where(visible, made, 0.0).astype(np.float32)
 
 
+def _keypoint_scores(found: PicturePrediction, at: int, rules: Rules) -> npt.NDArray[np.float32] | None:
+    if found.keypoints is None or not rules.classes[int(found.labels[at])].keypoints:
+        return None
+    return found.keypoints[at, :, 2].copy()
+
+
 def pseudo_record(row: int, record: Record, found: PicturePrediction, fates: selection.Fates, rules: Rules) -> Record:
     """The pool's picture with the kept detections as its objects, best first, and the uncertain ones ignored.
 
@@ -142,6 +148,10 @@ def pseudo_record(row: int, record: Record, found: PicturePrediction, fates: sel
             keypoints=_keypoints(found, at, rules),
             score=float(found.scores[at]),
             loss_weight=float(found.scores[at]) if rules.weight is Weight.SCORE else 1.0,
+            view_agreement=float(found.view_agreement[at]),
+            box_spread=float(found.box_spread[at]),
+            mask_score=None if found.mask_agreement is None else float(found.mask_agreement[at]),
+            keypoint_scores=_keypoint_scores(found, at, rules),
         )
         for rank, (at, fate) in enumerate(kept)
     )

@@ -279,6 +279,47 @@ def test_coco_files_load_and_are_the_same_bytes_again(plan, tmp_path, capsys):
     assert noted["instances.json"] == commit.sha256_of((outs[0] / "instances.json").read_bytes())
 
 
+def test_what_views_say_of_a_label_is_kept(plan, tmp_path):
+    def seen_in_views(one):
+        found = findings(one)
+        count = len(found.scores)
+        points = np.tile(np.array([[10.5, 20.5, 0.25], [30.5, 9.5, 0.75]], np.float32), (count, 1, 1))
+        return dataclasses.replace(
+            found, view_agreement=np.full(count, 0.5, np.float32), box_spread=np.full(count, 0.125, np.float32),
+            mask_agreement=np.full(count, 0.75, np.float32), keypoints=points,
+        )  # fmt: skip
+
+    config = plan("a", found=seen_in_views, keep_empty=True)
+    distill.run(config)
+    for instance in (i for found in instances_by_picture(config).values() for i in found):
+        assert (instance.view_agreement, instance.box_spread, instance.mask_score) == (0.5, 0.125, 0.75)
+        has_points = bool(CLASSES[instance.label].keypoints)
+        assert (instance.keypoint_scores is not None) is has_points
+        assert not has_points or instance.keypoint_scores.tolist() == [0.25, 0.75]
+    body = json.loads((tmp_path / "a" / "out" / "instances.json").read_text())
+    for row in body["annotations"]:
+        assert (row["view_agreement"], row["box_spread"], row["mask_score"]) == (0.5, 0.125, 0.75)
+        assert row["keypoint_scores"] == ([0.25, 0.75] if row["category_id"] == 7 else None)
+    for row in body["images"]:
+        own = instances_by_picture(config)[row["id"]]
+        assert (row["n_views_ok"], row["n_kept"]) == (1, sum(not i.ignore for i in own))
+        assert row["n_ignored"] == len(own) - row["n_kept"]
+        assert (row["status"], row["hit_detection_cap"]) == ("ok" if row["n_kept"] else "empty", None)
+    assert {row["status"] for row in body["images"]} == {"ok", "empty"}
+    assert body["info"]["versions"]["torch"]
+    results = json.loads((tmp_path / "a" / "out" / "results.json").read_text())
+    assert {(row["view_agreement"], row["box_spread"], row["mask_score"]) for row in results} == {(0.5, 0.125, 0.75)}
+
+
+def test_a_manifest_follows_from_its_inputs(plan, tmp_path):
+    config = plan("a")
+    first = distill.run(config).manifest
+    second = distill.run(dataclasses.replace(config, out=str(tmp_path / "again"))).manifest
+    assert second == first
+    report = (tmp_path / "again" / "report.json").read_bytes()
+    assert json.loads(first.source["files"])["report.json"] == commit.sha256_of(report)
+
+
 def test_every_detection_is_a_label_or_dropped_with_a_reason(plan, tmp_path):
     config = plan("a", min_score=0.75)
     result = distill.run(config)

@@ -1,6 +1,7 @@
 """The chain from labels back to what people labelled, over two rounds."""
 
 import json
+from pathlib import Path
 
 from pipelines import checkpoints, commit, dataset_writer, provenance, storage
 from pipelines.dataset import Dataset
@@ -71,3 +72,11 @@ def test_a_teacher_that_is_not_there_any_more(tmp_path):
     lost = provenance.of_distillation(people, (people.uri, people.manifest), found, gone)
     assert "not there any more" in "\n".join(provenance.lines(lost))
     assert provenance.training_sets(gone) == []
+
+
+def test_an_installed_wheel_has_no_state_of_sources(tmp_path, monkeypatch):
+    """Whatever repository lies around it."""
+    has_history = (Path(provenance.__file__).parents[1] / ".git").exists()
+    assert bool(provenance.versions()["sources"]) is has_history
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "pipelines" / "provenance.py"))
+    assert provenance.versions()["sources"] is None
