@@ -198,10 +198,15 @@ def _plan(given: TrainConfig, resolved: TrainConfig, manifests: Mapping[str, Man
     rate = f"learning rate {optim.learning_rate:g}"
     if given.optim.reference_batch not in (0, optim.batch):
         rate += f" ({given.optim.learning_rate:g} x {optim.batch}/{given.optim.reference_batch})"
+    shares = ""
+    if len(resolved.train) > 1:
+        drawn = [(manifests[uri].rows_written, manifests[uri].is_pseudo) for uri in resolved.train]
+        ratio = resolved.ratio or default_ratio([size for size, _ in drawn], [made for _, made in drawn])
+        shares = f" ({' : '.join(map(str, batch_shares(optim.batch, ratio)))} of the training sets)"
     parts = f" in {execution.accumulate} parts" if execution.accumulate > 1 else ""
     return (
-        f"{optim.steps} steps of {optim.batch} pictures{parts}, {optim.steps * optim.batch / pictures:.3g} epochs of "
-        f"{pictures} pictures, {workers} workers, {rate}"
+        f"{optim.steps} steps of {optim.batch} pictures{shares}{parts}, "
+        f"{optim.steps * optim.batch / pictures:.3g} epochs of {pictures} pictures, {workers} workers, {rate}"
     )
 
 

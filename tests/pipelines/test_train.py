@@ -26,9 +26,7 @@ def config(data, tmp_path):
 
 
 def other_classes(folder, classes):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiny_shards, "CLASSES", classes)
-        return tiny_shards.write_dataset(folder, [[record(1, [thing(1, (2, 3, 20, 30))])]])
+    return tiny_shards.write_dataset(folder, [[record(1, [thing(1, (2, 3, 20, 30))])]], classes=classes)
 
 
 def claim(config):

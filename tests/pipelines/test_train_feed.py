@@ -181,3 +181,10 @@ def test_settings_out_of_range():
 def test_the_length_of_a_run_counts_the_pictures_it_sees(people, tmp_path):
     config = tiny_run.config(people, tmp_path, holdout=0.5, optim={"epochs": 2})
     assert train.resolve(config)[0].optim.steps == 5
+
+
+@pytest.mark.parametrize(("batch", "drawn"), [(16, "10 : 6"), (10, "6 : 4")])
+def test_a_run_says_how_its_batches_are_divided(people, pseudo, tmp_path, batch, drawn):
+    given = tiny_run.config((people, pseudo), tmp_path, optim={"batch": batch})
+    resolved, manifests, _ = train.resolve(given)
+    assert f"steps of {batch} pictures ({drawn} of the training sets), " in train._plan(given, resolved, manifests)
