@@ -25,7 +25,8 @@ def numbers(line):
 
 def test_prediction_prints_its_tables(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    lines = lines_of("predict.py", "--edge", 64, "--rounds", 1, "--batches", 1, "--precisions", "fp32", "--views", "64,64f")
+    small = ("--edge", 64, "--rounds", 1, "--batches", 1, "--precisions", "fp32", "--views", "64,64f")
+    lines = lines_of("predict.py", *small)
     rows = [numbers(line) for line in lines if line.startswith(("| batch 1, fp32", "| 64,64f"))]
     assert [len(row) for row in rows] == [3, 4]
     assert all(value >= 0 for row in rows for value in row)

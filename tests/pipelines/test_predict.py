@@ -1,10 +1,8 @@
 """Labelling a pool: the same bytes whoever does it and however often it dies, and an account of every picture."""
 
 import contextlib
-import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -18,7 +16,7 @@ import torch
 from pycocotools.coco import COCO
 
 from model.config import KeypointHeadConfig, MaskHeadConfig
-from pipelines import checkpoints, commit, labeller, predict, prepare, prepare_config, starting_weights
+from pipelines import checkpoints, commit, labeller, predict, prepare, prepare_config
 from pipelines.coco_export import to_coco
 from pipelines.config import Precision
 from pipelines.dataset import Dataset
@@ -29,16 +27,11 @@ from pipelines.predict import PredictConfig
 from pipelines.predictions import PredictionsError, PredictionsManifest, all_pictures
 from pipelines.ray_session import ray_session
 from tests.pipelines import tiny_run
+from tests.pipelines.pool_runs import dying, files, kill_points, save
 from tests.pipelines.tiny_pictures import png
 from tests.pipelines.tiny_shards import CLASSES, record, write_dataset
 
 SHARDS = (3, 2, 4, 1)
-
-
-def save(folder, classes=CLASSES, **changes):
-    """A checkpoint of random weights to which every box is a detection."""
-    box = dataclasses.replace(tiny_run.detector_config().box, score_threshold=0.0)
-    return starting_weights.save(str(folder), tiny_run.build(box=box, **changes), classes, {}).uri
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +60,6 @@ def alone(monkeypatch):
 
 def one_by_one(make_work, shards):
     return ((shard, json.loads(json.dumps(make_work()(shard)))) for shard in shards)
-
-
-def files(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
 
 
 def config(teacher, pool, out, **changes):
@@ -320,41 +309,12 @@ def test_hostile_pictures_in_a_pool_are_all_accounted_for(teacher, tmp_path, alo
     assert account.labelled >= 7
 
 
-def dying(points, marks):
-    """A labeller whose process is killed (kill -9) once at each of the points: (shard, fault point of its write)."""
-
-    class Dying(Labeller):
-        def label(self, shard):
-            for number, (at, point) in enumerate(points):
-                mark = Path(marks) / f"{number}"
-                if at != shard or mark.exists():
-                    continue
-                mark.touch()
-
-                class Kills:
-                    def reach(self, name, point=point):
-                        if name == point:
-                            os.kill(os.getpid(), signal.SIGKILL)
-
-                write = commit.write_file
-                commit.write_file = lambda *a, **k: write(*a, **k, faults=Kills())  # noqa: B023
-                break
-            return super().label(shard)
-
-    return Dying
-
-
-def kill_points(count, seed=0):
-    rng = np.random.default_rng(seed)
-    return [(int(rng.integers(len(SHARDS))), str(rng.choice(commit.FAULT_POINTS))) for _ in range(count)]
-
-
 def check_killed_actors(count, teacher, pool, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(predict, "_label_all", in_turn)
         predict.run(config(teacher, pool, tmp_path / "whole"))
     (tmp_path / "marks").mkdir()
-    monkeypatch.setattr(predict, "Labeller", dying(kill_points(count), str(tmp_path / "marks")))
+    monkeypatch.setattr(predict, "Labeller", dying(kill_points(count, len(SHARDS)), str(tmp_path / "marks")))
     predict.run(config(teacher, pool, tmp_path / "killed", workers=2, min_workers=1))
     assert len(list((tmp_path / "marks").iterdir())) == count
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
