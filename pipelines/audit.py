@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from model.merge import Merge
 from pipelines import commit, dataset_writer, leakage, predict, predictions, provenance, storage
 from pipelines import manifest as manifests
 from pipelines.checkpoints import Checkpoint
@@ -207,6 +208,7 @@ def _as_the_pool(making: Making | None, config: predict.PredictConfig) -> predic
     return dataclasses.replace(
         config,
         views=",".join(making.views),
+        merge=Merge(making.merge),
         voting_iou=making.voting_iou,
         precision=Precision(making.precision),
         batch=making.batch,

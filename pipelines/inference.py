@@ -11,7 +11,7 @@ from torch import Tensor
 from model.config import PasteRule
 from model.detector import Detector
 from model.heads.keypoint import decode_keypoints
-from model.merge import Found, Merged, MergeRule, mask_agreement, merge_boxes
+from model.merge import Found, Merge, Merged, MergeRule, mask_agreement, merge_boxes
 from model.ops.masks import mask_rle
 from model.views import View, rescale, view_hw
 from pipelines.config import Precision
@@ -30,12 +30,14 @@ class Method:
     Attributes:
         views: sizes and mirrors whose detections are merged; none for the detector's own size alone.
         voting_iou: see `model.merge.MergeRule`.
+        merge: how views' boxes become one set.
         precision: of the network; boxes, scores and masks stay float32.
     """
 
     views: tuple[View, ...] = ()
     voting_iou: float = 0.8
     precision: Precision = Precision.FP32
+    merge: Merge = Merge.VOTE
 
     def views_of(self, detector: Detector) -> tuple[View, ...]:
         """The views, the detector's own where none are given."""
@@ -130,7 +132,7 @@ def _merge(detector: Detector, seen: Sequence[Seen], source: Source, i: int, met
             scores, labels = part.of(part.found.scores, view, i), part.of(part.found.labels, view, i)
             parts.append(Found(boxes, scores, labels, number))
     box = detector.config.box
-    rule = MergeRule(box.nms_iou, method.voting_iou, box.max_detections)
+    rule = MergeRule(box.nms_iou, method.voting_iou, box.max_detections, method.merge)
     return merge_boxes(Found(*(torch.cat(values) for values in zip(*parts, strict=True))), count, rule)
 
 

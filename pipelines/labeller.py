@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from model.fold import fold_norms
+from model.merge import Merge
 from model.views import View, view_hw
 from pipelines import checkpoints, commit, predictions, storage
 from pipelines.config import Precision
@@ -92,7 +93,7 @@ class Labeller:
         fold_norms(self._detector)
         self._dataset = Dataset(order.data)
         views = tuple(View(int(text.removesuffix("f")), text.endswith("f")) for text in making.views)
-        self._method = Method(views, making.voting_iou, Precision(making.precision))
+        self._method = Method(views, making.voting_iou, Precision(making.precision), Merge(making.merge))
 
     def label(self, shard: int) -> dict[str, Any]:
         """Predict one shard and commit it, or find it made by an earlier attempt; the facts of a `Labelled`.

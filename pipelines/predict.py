@@ -5,6 +5,8 @@ from collections.abc import Iterator
 
 import ray
 
+from model import fusion
+from model.merge import Merge
 from model.views import parse_views
 from pipelines import checkpoints, commit, labeller, predictions, storage
 from pipelines.coco_export import write_results
@@ -28,7 +30,9 @@ class PredictConfig:
         out: folder or URI of the predictions; the same command goes on where it stopped.
         views: none, fast (4), paper (18), or shorter sides in pixels, f for flipped, such as 800,800f,1000; what the
             views find is merged.
-        voting_iou: a box becomes the score-weighted mean of the views' boxes that overlap it so much; 0 for none.
+        merge: how views' boxes become one set: NMS and voting, NMS alone (none), or weighted box fusion (wbf, which
+            needs the extra of that name).
+        voting_iou: by voting a box becomes the score-weighted mean of the views' boxes that overlap it so much.
         precision: fp32, bf16 or fp16.
         batch: most views of pictures held at a time; a picture's views are always held together.
         workers: most processes, each with a detector; 0 takes one for each free CPU (or GPU), at most one a shard.
@@ -43,6 +47,7 @@ class PredictConfig:
     data: str
     out: str
     views: str = "none"
+    merge: Merge = Merge.VOTE
     voting_iou: float = 0.8
     precision: Precision = Precision.FP32
     batch: int = 4
@@ -62,8 +67,10 @@ class PredictConfig:
             )
         if self.workers and self.min_workers > self.workers:
             raise ValueError(f"predict got min-workers {self.min_workers} and workers {self.workers}, wanted no more")
-        if not 0 <= self.voting_iou <= 1:
-            raise ValueError(f"predict got voting-iou {self.voting_iou}, wanted 0 (none) to 1")
+        if not 0 < self.voting_iou <= 1:
+            raise ValueError(
+                f"predict got voting-iou {self.voting_iou}, wanted above 0 to 1; --merge none does not vote"
+            )
 
 
 def run(config: PredictConfig) -> PredictionsManifest:
@@ -72,6 +79,8 @@ def run(config: PredictConfig) -> PredictionsManifest:
     Raises:
         ValueError: data, checkpoint or cluster do not fit; the message says what to do.
     """
+    if config.merge is Merge.WBF:
+        fusion.require()
     out, data = storage.canonical_uri(config.out), storage.canonical_uri(config.data)
     # A run gets new checkpoints while it trains: fix the one that was found.
     dataset, checkpoint = Manifest.load(data), checkpoints.load(storage.canonical_uri(config.checkpoint))
@@ -83,6 +92,7 @@ def run(config: PredictConfig) -> PredictionsManifest:
         batch=config.batch,
         threads=config.cpus_per_worker,
         device="cuda" if config.gpu else "cpu",
+        merge=config.merge.value,
     )
     key = {"dataset": dataset.hash, "checkpoint": checkpoint.hash, "making": dataclasses.asdict(making)}
     order = Order(checkpoint.uri, data, out, making, key)

@@ -24,7 +24,7 @@ model.presets.own | model.presets.torchvision | model.presets.detectron2 | model
     | model.presets.driving | model.presets.paper
 model.presets.named
 model.presets
-model.ops | model.anchors | model.matching | model.picture | model.norms
+model.ops | model.fusion | model.anchors | model.matching | model.picture | model.norms
 model.backbones.blocks | model.views | model.merge
 model.backbones.resnet | model.backbones.fpn
 model.backbones
@@ -94,6 +94,7 @@ USES = {
     "model.ops": {"model", "torch", "numpy", "torchvision"},
     "model.picture": {"model", "torch", "numpy", "PIL", "cv2"},
     "model.backbones.timm": {"model", "torch", "timm"},
+    "model.fusion": {"model", "torch", "numpy", "ensemble_boxes"},
     "pipelines": {
         "model",
         "pipelines",

@@ -83,7 +83,7 @@ def predicted(monkeypatch):
 
 def test_only_what_was_held_out_is_labelled(people, predicted, tmp_path):
     made = teacher(tmp_path / "run", {people.manifest.hash: {2, 5}})
-    making = Making(("64", "64f"), 0.7, "bf16", 3, 2, "cpu")
+    making = Making(("64", "64f"), 0.7, "bf16", 3, 2, "cpu", "none")
     found = audit.run(str(tmp_path / "out"), people.uri, made, chosen(), "", making)
     assert found.pictures == 2
     dog, cat = found.classes
@@ -96,6 +96,7 @@ def test_only_what_was_held_out_is_labelled(people, predicted, tmp_path):
     assert predicted[0].checkpoint == made.uri
     asked = predicted[0]
     assert (asked.views, asked.voting_iou, asked.precision.value) == ("64,64f", 0.7, "bf16")
+    assert asked.merge.value == "none"
     assert (asked.batch, asked.cpus_per_worker, asked.gpu) == (3, 2, False)
     assert audit.load(str(tmp_path / "out")) == found
     assert [row[0] for row in audit.table(found)] == ["dog", "cat", "all"]

@@ -16,6 +16,7 @@ import torch
 from pycocotools.coco import COCO
 
 from model.config import KeypointHeadConfig, MaskHeadConfig
+from model.merge import Merge
 from pipelines import checkpoints, commit, labeller, predict, prepare, prepare_config
 from pipelines.coco_export import to_coco
 from pipelines.config import Precision
@@ -116,6 +117,7 @@ def test_bytes_do_not_depend_on_order_or_interruption(teacher, pool, tmp_path, a
         ({"batch": 2}, "begun with batch 4, now it is 2"),
         ({"views": "64,64f"}, r"begun with views \['64'\], now it is \['64', '64f'\]"),
         ({"voting_iou": 0.5}, "begun with voting_iou 0.8, now it is 0.5"),
+        ({"merge": Merge.NONE}, "begun with merge vote, now it is none"),
     ],
 )
 @pytest.mark.parametrize("ended", [True, False])
@@ -204,7 +206,8 @@ def test_another_data_set_checkpoint_or_kind_of_machine_is_refused(teacher, pool
     [
         ({"batch": 0}, "needs batch >= 1"),
         ({"min_workers": 3, "workers": 2}, "min-workers 3 and workers 2, wanted no more"),
-        ({"voting_iou": 1.5}, r"got voting-iou 1.5, wanted 0 \(none\) to 1"),
+        ({"voting_iou": 1.5}, "got voting-iou 1.5, wanted above 0 to 1"),
+        ({"voting_iou": 0.0}, "got voting-iou 0.0, wanted above 0 to 1; --merge none does not vote"),
         ({"views": "some"}, "wanted none, fast, paper or short edges"),
     ],
 )
