@@ -124,9 +124,10 @@ class TrainConfig:
         out: folder or URI of the run; the same command with the same folder goes on where it stopped.
         ratio: pictures of each training set in a batch, relative to each other (6 4 is the distillation paper's
             labelled : pseudo); empty takes 6 4 where there are labelled and pseudo-labelled sets, and divides each
-            share, or the whole batch, in proportion to the sets' sizes.
+            share, or the whole batch, in proportion to the sets' sizes. Every batch is divided alike, in whole pictures
+            (16 into 10 and 6), and the run says how; batches of a multiple of 10 are 6 : 4 exactly.
         holdout: share of the first training set that is not trained on, so that `maskray distill --audit` can measure
-            pseudo-labels on it; 0.05 is a good one for a teacher.
+            pseudo-labels on it; none unless asked for, 0.05 is a good one for a teacher.
         holdout_seed: which pictures are held out.
         init: checkpoint to take the weights from; empty starts from random ones.
         rpn_from: checkpoint of a detector that makes the proposals, in training and ever after (the paper's stage-wise

@@ -9,6 +9,7 @@ from collections import OrderedDict
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pyarrow import fs as pafs
 from pyarrow import ipc
 
 from pipelines import manifest as manifests
@@ -119,10 +120,7 @@ class Dataset:
             return self._opened[number]
         info = self.manifest.shards[number]
         buffer, is_mapped = self._read(info)
-        batch = shards.open_ipc(pa.BufferReader(buffer), self._path(info)).batch
-        if batch.num_rows != info.rows:
-            raise DatasetError(f"{self._path(info)} has {batch.num_rows} rows, the manifest says {info.rows}")
-        self._opened[number] = batch
+        batch = self._opened[number] = _to_batch(buffer, info, self._path(info))
         if not is_mapped:
             self._in_memory.add(number)
         self._close_what_is_too_much()
@@ -176,23 +174,46 @@ class Dataset:
         return storage.join(self._folder, info.file)
 
     def _read(self, info: manifests.FileInfo) -> tuple[pa.Buffer, bool]:
-        """A file's bytes, and whether they are mapped."""
-        path = self._path(info)
-        try:
-            if self._cache is None:
-                buffer, is_mapped, is_verified = pa.memory_map(path).read_buffer(), True, False
-            else:
-                fetch = functools.partial(storage.read_bytes, self._filesystem, path)
-                buffer, is_mapped, is_verified = self._cache.read(info.sha256, info.bytes, fetch)
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise DatasetError(f"{path} is missing, and the manifest names it: restore it or prepare again") from error
-        if buffer.size != info.bytes:
-            raise DatasetError(
-                f"{path} has {buffer.size} bytes, the manifest says {info.bytes}: it was cut; prepare again"
-            )
-        if self._verify and not is_verified and hashlib.sha256(buffer).hexdigest() != info.sha256:
-            raise DatasetError(f"{path} does not match its sha256 in the manifest: it was damaged; prepare again")
-        return buffer, is_mapped
+        return _read_file(self._filesystem, self._path(info), info, self._cache, self._verify)
+
+
+def open_shard(uri: str, info: manifests.ShardInfo) -> pa.RecordBatch:
+    """All rows of one shard of the data set at `uri`, without its manifest and index; checked as `Dataset` does.
+
+    Raises:
+        DatasetError: it is missing or does not match what the manifest says.
+        SchemaError: it does not hold records.
+    """
+    filesystem, folder = storage.open_uri(uri)
+    cache = None if storage.is_local(filesystem) else ShardCache.from_environment()
+    path = storage.join(folder, info.file)
+    return _to_batch(_read_file(filesystem, path, info, cache, verify=True)[0], info, path)
+
+
+def _to_batch(buffer: pa.Buffer, info: manifests.ShardInfo, path: str) -> pa.RecordBatch:
+    batch = shards.open_ipc(pa.BufferReader(buffer), path).batch
+    if batch.num_rows != info.rows:
+        raise DatasetError(f"{path} has {batch.num_rows} rows, the manifest says {info.rows}")
+    return batch
+
+
+def _read_file(
+    filesystem: pafs.FileSystem, path: str, info: manifests.FileInfo, cache: ShardCache | None, verify: bool
+) -> tuple[pa.Buffer, bool]:
+    """A file's bytes, and whether they are mapped."""
+    try:
+        if cache is None:
+            buffer, is_mapped, is_verified = pa.memory_map(path).read_buffer(), True, False
+        else:
+            fetch = functools.partial(storage.read_bytes, filesystem, path)
+            buffer, is_mapped, is_verified = cache.read(info.sha256, info.bytes, fetch)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DatasetError(f"{path} is missing, and the manifest names it: restore it or prepare again") from error
+    if buffer.size != info.bytes:
+        raise DatasetError(f"{path} has {buffer.size} bytes, the manifest says {info.bytes}: it was cut; prepare again")
+    if verify and not is_verified and hashlib.sha256(buffer).hexdigest() != info.sha256:
+        raise DatasetError(f"{path} does not match its sha256 in the manifest: it was damaged; prepare again")
+    return buffer, is_mapped
 
 
 def _open_index(data: pa.Buffer, where: str, rows: int) -> pa.RecordBatch:

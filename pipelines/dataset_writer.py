@@ -30,6 +30,7 @@ class Draft(NamedTuple):
         source: where the data came from, and how.
         fingerprint: identity of source and settings.
         semantic_classes: of the semantic maps; 0 without maps.
+        left_out: pictures and objects set aside beside the rejections, which the maker lists in files of its own.
     """
 
     classes: tuple[manifests.ClassInfo, ...]
@@ -40,6 +41,7 @@ class Draft(NamedTuple):
     source: Mapping[str, str]
     fingerprint: str
     semantic_classes: int = 0
+    left_out: tuple[int, int] = (0, 0)
 
 
 def shard_name(number: int) -> str:
@@ -97,8 +99,8 @@ def commit_dataset(
     num_classes = len(draft.classes)
     if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise manifests.ManifestError(f"labels reach {labels.max()}, wanted 0 to {num_classes - 1}")
-    lost_rows = sum(r.is_row for r in draft.rejections)
-    lost = sum(r.instances for r in draft.rejections)
+    lost_rows = sum(r.is_row for r in draft.rejections) + draft.left_out[0]
+    lost = sum(r.instances for r in draft.rejections) + draft.left_out[1]
     kept = sum(s.instances for s in draft.shards)
     made = manifests.Manifest(
         classes=draft.classes,

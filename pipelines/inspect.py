@@ -78,8 +78,9 @@ def _text(dataset: Dataset, problems: Sequence[str], verified: bool) -> str:
         lines += ["", *_size_lines(dataset), "", *_histogram_lines(dataset)]
     if manifest.classes:
         lines += ["", *_class_lines(manifest)]
-    if manifest.rows_rejected or manifest.instances_rejected:
-        lines += ["", *_rejection_lines(dataset.rejections())]
+    # What a distillation leaves out is listed in files of its own.
+    lost = dataset.rejections() if manifest.rows_rejected or manifest.instances_rejected else ()
+    lines += ["", *_rejection_lines(lost)] if lost else []
     lines += _chain_lines(manifest)
     if verified:
         found = [f"  {problem}" for problem in problems[:_MOST_PROBLEMS]]

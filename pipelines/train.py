@@ -12,6 +12,7 @@ from pipelines import checkpoints, commit, storage
 from pipelines.coco_metrics import STAT_NAMES
 from pipelines.config import TrainConfig, batch_shares, default_ratio
 from pipelines.evaluate import Evaluation
+from pipelines.holdout import knows_what_it_saw
 from pipelines.launch import launch
 from pipelines.manifest import ClassInfo, Manifest
 from pipelines.optim import resolve_schedule
@@ -170,6 +171,16 @@ def _require_same_pictures(config: TrainConfig) -> None:
             )
 
 
+def _require_records(config: TrainConfig) -> None:
+    for name in ("init", "rpn_from"):
+        uri = getattr(config, name)
+        if uri and not knows_what_it_saw(checkpoints.load(uri)):
+            raise RunConflictError(
+                f"{uri} does not say which pictures it was trained on, so holding some out would prove nothing: leave "
+                f"out --holdout, or --{name.replace('_', '-')}"
+            )
+
+
 def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tuple[ClassInfo, ...]]:
     """Check the run against its data; number of classes, length and learning rate become those of this run.
 
@@ -193,6 +204,8 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
                 f"the checkpoint {config.init} has the classes {[info.name for info in known]}, the data "
                 f"{[info.name for info in classes]}: train on data with the checkpoint's classes, or leave out --init"
             )
+    if config.holdout:
+        _require_records(config)
     if config.rpn_from:
         config = override(config, "detector.separate_rpn", True)
         _require_same_pictures(config)
@@ -211,10 +224,15 @@ def _plan(given: TrainConfig, resolved: TrainConfig, manifests: Mapping[str, Man
     rate = f"learning rate {optim.learning_rate:g}"
     if given.optim.reference_batch not in (0, optim.batch):
         rate += f" ({given.optim.learning_rate:g} x {optim.batch}/{given.optim.reference_batch})"
+    shares = ""
+    if len(resolved.train) > 1:
+        drawn = [(manifests[uri].rows_written, manifests[uri].is_pseudo) for uri in resolved.train]
+        ratio = resolved.ratio or default_ratio([size for size, _ in drawn], [made for _, made in drawn])
+        shares = f" ({' : '.join(map(str, batch_shares(optim.batch, ratio)))} of the training sets)"
     parts = f" in {execution.accumulate} parts" if execution.accumulate > 1 else ""
     return (
-        f"{optim.steps} steps of {optim.batch} pictures{parts}, {optim.steps * optim.batch / pictures:.3g} epochs of "
-        f"{pictures} pictures, {workers} workers, {rate}"
+        f"{optim.steps} steps of {optim.batch} pictures{shares}{parts}, "
+        f"{optim.steps * optim.batch / pictures:.3g} epochs of {pictures} pictures, {workers} workers, {rate}"
     )
 
 

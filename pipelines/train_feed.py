@@ -10,9 +10,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipelines import checkpoints
 from pipelines.config import TrainConfig, batch_shares, default_ratio
 from pipelines.dataset import Dataset
-from pipelines.holdout import IntArray, held_out_ids
+from pipelines.holdout import TRAINED_ON, IntArray, held_out_by, held_out_ids, knows_what_it_saw, merged
 from pipelines.loading import Batch, Source, TrainBatches, stream
 from pipelines.order import Position
 from pipelines.sampling import repeats
@@ -68,9 +69,21 @@ def held_out(config: TrainConfig, dataset: Dataset) -> IntArray:
 
 
 def trained_on(config: TrainConfig) -> dict[str, Tensor]:
-    """Ids of the pictures held out, by hash of each training set; what a checkpoint keeps as `TRAINED_ON`."""
+    """Ids of the pictures held out, by hash of each training set; what a checkpoint keeps as `TRAINED_ON`.
+
+    The sets of the checkpoints that the weights come from are among them. A run that goes on keeps its record; one that
+    begins with a checkpoint without a record has none.
+    """
+    last = checkpoints.latest(config.out)
+    if last is not None:
+        return checkpoints.load_extra(last, TRAINED_ON)
+    earlier = [checkpoints.load(uri) for uri in (config.init, config.rpn_from) if uri]
+    if not all(map(knows_what_it_saw, earlier)):
+        return {}
     sets = [Dataset(uri) for uri in config.train]
-    return {dataset.manifest.hash: torch.from_numpy(held_out(config, dataset)) for dataset in sets}
+    own = {dataset.manifest.hash: frozenset(held_out(config, dataset).tolist()) for dataset in sets}
+    known = merged([own, *map(held_out_by, earlier)])
+    return {key: torch.tensor(sorted(ids), dtype=torch.int64) for key, ids in known.items()}
 
 
 def _repeats(config: TrainConfig, dataset: Dataset) -> npt.NDArray[np.float64] | None:

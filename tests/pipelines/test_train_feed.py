@@ -11,7 +11,7 @@ from pipelines import checkpoints, dataset_writer, loop, storage, train
 from pipelines.config import PseudoConfig, TrainConfig, default_ratio
 from pipelines.dataset import Dataset
 from pipelines.geometry import AugmentConfig
-from pipelines.holdout import held_out_by
+from pipelines.holdout import held_out_by, held_out_ids
 from pipelines.train_feed import Place, build_batches, held_out, trained_on
 from tests.pipelines import tiny_run, tiny_shards
 
@@ -65,6 +65,38 @@ def test_the_checkpoint_knows_what_was_held_out(people, tmp_path):
     out = frozenset(held_out(config, people).tolist())
     assert held_out_by(checkpoints.load(str(tmp_path))) == {people.manifest.hash: out}
     assert len(out) == 4
+
+
+def begun(people, out, earlier, **changes):
+    """A run of two steps that begins with another's weights."""
+    config = tiny_run.config(people, out, optim={"steps": 2}, init=earlier, **changes)
+    loop.fit(tiny_run.job(config), CPU, lambda row: None)
+    return checkpoints.load(str(out))
+
+
+def test_what_the_first_weights_saw_is_not_held_out(people, tmp_path):
+    config = tiny_run.config(people, tmp_path / "first", optim={"steps": 2}, holdout=0.2)
+    loop.fit(tiny_run.job(config), CPU, lambda row: None)
+    first = held_out(config, people)
+    again = begun(people, tmp_path / "again", str(tmp_path / "first"), holdout=0.5, holdout_seed=1)
+    wanted = set(held_out_ids(people.image_ids, 0.5, 1).tolist()) & set(first.tolist())
+    assert held_out_by(again) == {people.manifest.hash: wanted}
+    other = tiny_run.dataset(tmp_path / "other", (6,), stride=2)
+    second = begun(other, tmp_path / "second", again.uri, holdout=0.5)
+    assert held_out_by(second)[people.manifest.hash] == wanted
+    assert len(held_out_by(second)[other.manifest.hash]) == 3
+
+
+def test_first_weights_that_do_not_know_what_they_saw(people, tmp_path, monkeypatch):
+    """Neither this run nor any that begins with it can say what was held out."""
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "trained_on", lambda config: {})
+        begun(people, tmp_path / "old", "")
+    second = begun(people, tmp_path / "second", str(tmp_path / "old"))
+    assert held_out_by(second) == {}
+    config = tiny_run.config(people, tmp_path / "third", init=second.uri, holdout=0.2)
+    with pytest.raises(train.RunConflictError, match="does not say which pictures it was trained on, so holding"):
+        train.resolve(config)
 
 
 def test_only_the_first_set_holds_pictures_out(people, pseudo, tmp_path):
@@ -149,3 +181,10 @@ def test_settings_out_of_range():
 def test_the_length_of_a_run_counts_the_pictures_it_sees(people, tmp_path):
     config = tiny_run.config(people, tmp_path, holdout=0.5, optim={"epochs": 2})
     assert train.resolve(config)[0].optim.steps == 5
+
+
+@pytest.mark.parametrize(("batch", "drawn"), [(16, "10 : 6"), (10, "6 : 4")])
+def test_a_run_says_how_its_batches_are_divided(people, pseudo, tmp_path, batch, drawn):
+    given = tiny_run.config((people, pseudo), tmp_path, optim={"batch": batch})
+    resolved, manifests, _ = train.resolve(given)
+    assert f"steps of {batch} pictures ({drawn} of the training sets), " in train._plan(given, resolved, manifests)
