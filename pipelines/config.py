@@ -193,10 +193,11 @@ class TrainConfig:
             )
 
     def identity(self) -> dict[str, Any]:
-        """What the result depends on besides the data: all but places and execution."""
+        """What the result depends on besides data and first weights: all but places, execution and patience."""
         values = to_dict(self)
-        for name in ("train", "val", "out", "register", "tracking_uri", "evaluation", "execution"):
+        for name in ("train", "val", "out", "init", "rpn_from", "register", "tracking_uri", "evaluation", "execution"):
             del values[name]
+        del values["optim"]["max_skipped"]
         return values
 
 

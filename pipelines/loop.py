@@ -205,8 +205,9 @@ class _Loop:
             what = f"a loss of worker {', '.join(map(str, skipped.workers))}" if skipped.workers else "a gradient"
             raise TrainingError(
                 f"{what} is not finite at step {skipped.step} (its pictures: {self.config.out}/skipped): lower "
-                f"optim.learning_rate ({self.config.optim.learning_rate}), set optim.clip_norm, or allow such steps "
-                "to be left out with optim.max_skipped; then train into another --out"
+                f"optim.learning_rate ({self.config.optim.learning_rate}) or set optim.clip_norm, and train into "
+                f"another --out; or the same command with --optim.max-skipped {2 * skipped.in_a_row} goes on and "
+                "leaves out as many steps in a row"
             )
 
     def _check_weights(self, done: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray import tune
 
-from pipelines import checkpoints, commit, evaluate, storage, train
+from pipelines import checkpoints, commit, evaluate, run_file, storage, train
 from pipelines.config import TrainConfig
 from pipelines.sweep_space import Dimension, chosen_settings, with_settings
 
@@ -146,7 +146,7 @@ def _logged(config: TrainConfig, metric: str, step: int) -> float:
     """
     from mlflow.tracking import MlflowClient  # noqa: PLC0415 -- takes seconds
 
-    uri, run_id = train.tracking_of(config.out)
+    uri, run_id = run_file.tracking_of(config.out)
     client, end = MlflowClient(tracking_uri=uri or None), time.monotonic() + _LOGGED_WITHIN_S
     while True:
         # The workers' metrics take another way than their checkpoints, and may come later.

@@ -3,26 +3,21 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from model.settings import override, to_dict
-from pipelines import checkpoints, commit, storage
+from pipelines import checkpoints, storage
 from pipelines.coco_metrics import STAT_NAMES
 from pipelines.config import TrainConfig, batch_shares, default_ratio
+from pipelines.dataset import Dataset
 from pipelines.evaluate import Evaluation
 from pipelines.launch import launch
 from pipelines.manifest import ClassInfo, Manifest
 from pipelines.optim import resolve_schedule
+from pipelines.run_file import RunConflictError, RunFile, Tracking, claim
 from pipelines.tracking import TrackedDataset, Tracker
+from pipelines.train_feed import epoch_samples
 from pipelines.validation import Measurements, values_of
-
-_RUN_FILE = "run.json"
-_KIND = "run"
-_FORMAT_VERSION = 1
-
-
-class RunConflictError(ValueError):
-    """The output folder holds another run, or the data do not fit together."""
 
 
 class TrainResult(NamedTuple):
@@ -67,58 +62,6 @@ def _require_labels(manifests: Mapping[str, Manifest]) -> None:
                 f"{uri} has {bare} pictures without labels of {manifest.rows_written}: to a training they would be "
                 "pictures without objects; train on labelled pictures, or label them with `maskray distill`"
             )
-
-
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            found.append(f"{prefix}{name} was {before!r}, is {after!r}")
-    return found
-
-
-def _claim(config: TrainConfig, manifests: Mapping[str, Manifest]) -> tuple[str, dict[str, Any]]:
-    """Make the folder this run's, or find that it is already; returns the run's identity and what is on file."""
-    identity = {"config": config.identity(), "data": [manifests[uri].hash for uri in config.train]}
-    filesystem, folder = storage.open_uri(config.out)
-    path = storage.join(folder, _RUN_FILE)
-    body = {"identity": identity, "train": list(config.train), "tracking": {}}
-    if not storage.is_file(filesystem, path):
-        if storage.is_folder(filesystem, folder) and storage.list_files(filesystem, folder):
-            raise RunConflictError(f"{config.out} holds other files and no training run: choose another --out")
-        commit.write_file(filesystem, path, commit.sealed(_KIND, _FORMAT_VERSION, body), exclusive=True)
-        return path, body
-    try:
-        found = commit.unsealed(storage.read_bytes(filesystem, path), _KIND, _FORMAT_VERSION)
-        differences = _differences(found["identity"], identity)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunConflictError(f"{path} is damaged ({error}): choose another --out") from error
-    if differences:
-        raise RunConflictError(
-            f"{config.out} holds a run with other settings ({'; '.join(differences[:5])}"
-            f"{' ...' if len(differences) > 5 else ''}): repeat its command to go on with it, or choose another --out"
-        )
-    return path, found
-
-
-def tracking_of(run: str) -> tuple[str, str]:
-    """Tracking URI and MLflow run id of a training run.
-
-    Raises:
-        RunConflictError: the folder holds no run, or its file is damaged.
-    """
-    filesystem, folder = storage.open_uri(run)
-    path = storage.join(folder, _RUN_FILE)
-    if not storage.is_file(filesystem, path):
-        raise RunConflictError(f"{run} holds no training run: give the --out of `maskray train`")
-    try:
-        tracking = commit.unsealed(storage.read_bytes(filesystem, path), _KIND, _FORMAT_VERSION)["tracking"]
-        return str(tracking["uri"]), str(tracking["run_id"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunConflictError(f"{path} is damaged or its run never started ({error}): train again") from error
 
 
 def _check_evaluation(config: TrainConfig) -> None:
@@ -172,15 +115,15 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
         _require_same_pictures(config)
     sizes = [manifests[uri].rows_written for uri in config.train]
     ratio = config.ratio or default_ratio(sizes, [manifests[uri].is_pseudo for uri in config.train])
-    trained_on = sizes[0] - round(config.holdout * sizes[0])
-    optim = resolve_schedule(config.optim, trained_on, batch_shares(config.optim.batch, ratio)[0])
+    an_epoch = epoch_samples(config, Dataset(config.train[0]))
+    optim = resolve_schedule(config.optim, an_epoch, batch_shares(config.optim.batch, ratio)[0])
     return dataclasses.replace(override(config, "detector.num_classes", len(classes)), optim=optim), manifests, classes
 
 
-def _plan(given: TrainConfig, resolved: TrainConfig, manifests: Mapping[str, Manifest]) -> str:
+def _plan(given: TrainConfig, resolved: TrainConfig) -> str:
     """What will be done, for people: length, batch, workers and the learning rate, with where it comes from."""
     optim, execution = resolved.optim, resolved.execution
-    pictures = sum(manifest.rows_written for manifest in manifests.values())
+    pictures = sum(epoch_samples(resolved, Dataset(uri)) for uri in resolved.train)
     workers = f"{execution.min_workers} to {execution.workers}" if execution.min_workers else f"{execution.workers}"
     rate = f"learning rate {optim.learning_rate:g}"
     if given.optim.reference_batch not in (0, optim.batch):
@@ -222,16 +165,10 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
     given = _with_full_places(config)
     config, manifests, classes = resolve(given)
     if say:
-        say(_plan(given, config, manifests))
-    path, on_file = _claim(config, manifests)
-    last = checkpoints.latest(config.out)
-    done = last.step if last else 0
-    tracker = Tracker(config.tracking_uri, on_file["tracking"].get("run_id"), config.out.rsplit("/", 1)[-1])
-    if not on_file["tracking"]:
-        _describe(tracker, config, manifests)
-        on_file["tracking"] = {"uri": config.tracking_uri, "run_id": tracker.run_id}
-        data = commit.sealed(_KIND, _FORMAT_VERSION, on_file)
-        commit.write_file(storage.open_uri(config.out)[0], path, data)
+        say(_plan(given, config))
+    on_file = claim(config, [manifests[uri].hash for uri in config.train])
+    done = max(checkpoints.steps(config.out), default=0)
+    tracker = _tracker(config, on_file, manifests, say)
     status = "FAILED"
     try:
         if done < config.optim.steps and not _is_over(config):
@@ -248,6 +185,25 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
     version = _register(tracker, config.register, chosen) if config.register else ""
     best_uri = "" if best is None else chosen.uri
     return TrainResult(final.uri, best_uri, final.step, tracker.uri, tracker.run_id, version)
+
+
+def _tracker(
+    config: TrainConfig, on_file: RunFile, manifests: Mapping[str, Manifest], say: Callable[[str], None] | None
+) -> Tracker:
+    """The run's tracker: that of its earlier attempts, unless there is none or it is to be tracked elsewhere now."""
+    before = on_file.tracking
+    here = before.run_id if before.uri == config.tracking_uri else ""
+    tracker = Tracker(config.tracking_uri, here, config.out.rsplit("/", 1)[-1])
+    if not here:
+        _describe(tracker, config, manifests)
+        if before.run_id and say:
+            say(
+                f"tracked as a new run at {config.tracking_uri or 'the default place'}: what came before stays in run "
+                f"{before.run_id} at {before.uri or 'the default place'}"
+            )
+    if tracker.run_id:
+        on_file.track(Tracking(config.tracking_uri, tracker.run_id))
+    return tracker
 
 
 def _describe(tracker: Tracker, config: TrainConfig, manifests: Mapping[str, Manifest]) -> None:

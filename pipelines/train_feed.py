@@ -14,7 +14,7 @@ from pipelines.config import TrainConfig, batch_shares, default_ratio
 from pipelines.dataset import Dataset
 from pipelines.holdout import IntArray, held_out_ids
 from pipelines.loading import Batch, Source, TrainBatches, stream
-from pipelines.order import Position
+from pipelines.order import Position, epoch_length
 from pipelines.sampling import repeats
 from pipelines.train_state import Part
 from pipelines.transforms import Wanted
@@ -80,6 +80,12 @@ def _repeats(config: TrainConfig, dataset: Dataset) -> npt.NDArray[np.float64] |
         return factors
     known = np.ones(len(dataset)) if factors is None else factors
     return np.where(np.isin(dataset.image_ids, left_out), 0.0, known)
+
+
+def epoch_samples(config: TrainConfig, dataset: Dataset) -> int:
+    """Samples of a training set in an epoch, after what is held out, left out and repeated."""
+    factors = _repeats(config, dataset)
+    return len(dataset) if factors is None else epoch_length(factors)
 
 
 def build_batches(config: TrainConfig, place: Place) -> WorkerBatches:

@@ -67,7 +67,7 @@ pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipel
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
     | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists | pipelines.starting_weights
     | pipelines.validation | pipelines.labeller | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
-    | pipelines.pseudo_labels | pipelines.distill_outputs
+    | pipelines.pseudo_labels | pipelines.distill_outputs | pipelines.run_file
 pipelines.loop | pipelines.review
 pipelines.inbox | pipelines.evaluator
 pipelines.train_worker

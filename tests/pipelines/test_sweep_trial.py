@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from pipelines import checkpoints, loop, sweep_trial, train
+from pipelines import checkpoints, loop, run_file, sweep_trial, train
 from pipelines.sweep_space import Range
 from pipelines.sweep_trial import Plan, Point
 from tests.pipelines import tiny_run
@@ -112,7 +112,7 @@ def test_a_logged_metric_may_come_late_but_must_come(plan, monkeypatch):
             return [types.SimpleNamespace(step=step, value=value) for step, value in rows.items()]
 
     monkeypatch.setattr("mlflow.tracking.MlflowClient", Client)
-    monkeypatch.setattr(train, "tracking_of", lambda run: ("sqlite:///x.db", "id"))
+    monkeypatch.setattr(run_file, "tracking_of", lambda run: ("sqlite:///x.db", "id"))
     monkeypatch.setattr(sweep_trial, "_POLL_S", 0.01)
     assert sweep_trial._logged(plan.base, "loss/total", 2) == 3.0
     assert sweep_trial._logged(plan.base, "loss/total", 4) == 2.5
