@@ -5,9 +5,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+from model.config import PoolOperation
 from model.settings import override, to_dict
 from pipelines import checkpoints, storage
-from pipelines.coco_metrics import STAT_NAMES
 from pipelines.config import TrainConfig, batch_shares, default_ratio
 from pipelines.dataset import Dataset
 from pipelines.evaluate import Evaluation
@@ -17,7 +17,7 @@ from pipelines.optim import resolve_schedule
 from pipelines.run_file import RunConflictError, RunFile, Tracking, claim
 from pipelines.tracking import TrackedDataset, Tracker
 from pipelines.train_feed import epoch_samples
-from pipelines.validation import Measurements, values_of
+from pipelines.validation import Measurements, check_metric, values_of
 
 
 class TrainResult(NamedTuple):
@@ -64,17 +64,30 @@ def _require_labels(manifests: Mapping[str, Manifest]) -> None:
             )
 
 
-def _check_evaluation(config: TrainConfig) -> None:
+def _check_evaluation(config: TrainConfig, classes: tuple[ClassInfo, ...]) -> None:
     evaluation = config.evaluation
-    kind, _, name = evaluation.metric.partition("/")
-    if kind not in ("box", "mask") or name not in STAT_NAMES:
-        raise ValueError(
-            f"evaluation.metric must be box/ or mask/ and one of {', '.join(STAT_NAMES)}, got {evaluation.metric!r}"
-        )
+    check_metric(config.metric, config.detector, classes)
     if evaluation.every and not config.val:
         raise ValueError("evaluation.every needs --val: give a prepared data set to measure on")
     if evaluation.patience and not evaluation.every:
         raise ValueError("evaluation.patience needs evaluation.every: without measurements nothing ends a run early")
+
+
+def _check_determinism(config: TrainConfig) -> None:
+    """Refuse what would fail in its first step: gradients of torchvision's that have one form alone on a GPU."""
+    detector = config.detector
+    if not (config.deterministic and config.execution.gpu):
+        return
+    without = {
+        "detector.pooler.operation=pool": detector.pooler.operation is PoolOperation.POOL,
+        "detector.backbone.deformable_stages": bool(detector.backbone.deformable_stages),
+    }
+    for name, is_used in without.items():
+        if is_used:
+            raise ValueError(
+                f"--deterministic on GPUs cannot train with {name}: its gradient has no deterministic form there; "
+                "leave one of the two out, or train on CPUs"
+            )
 
 
 def _require_same_pictures(config: TrainConfig) -> None:
@@ -99,10 +112,11 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
     for name in ("train", "out"):
         if not getattr(config, name):
             raise ValueError(f"training needs --{name}: give {'prepared data sets' if name == 'train' else 'a folder'}")
-    _check_evaluation(config)
     manifests = {uri: Manifest.load(uri) for uri in config.train}
     _require_labels(manifests)
     classes = _classes_of(config, manifests)
+    _check_evaluation(config, classes)
+    _check_determinism(config)
     if config.init:
         known = checkpoints.load(config.init).classes
         if known != classes:
@@ -172,6 +186,7 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
     status = "FAILED"
     try:
         if done < config.optim.steps and not _is_over(config):
+            tracker.begin()
             launch(config, classes, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -180,7 +195,7 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
     finally:
         tracker.finish(status)
     final = checkpoints.load(config.out)
-    best = Measurements(config.out, config.evaluation.metric).best
+    best = Measurements(config.out, config.metric).best
     chosen = final if best is None else checkpoints.at_step(config.out, best)
     version = _register(tracker, config.register, chosen) if config.register else ""
     best_uri = "" if best is None else chosen.uri
@@ -227,12 +242,13 @@ def _register(tracker: Tracker, name: str, chosen: checkpoints.Checkpoint) -> st
 def _is_over(config: TrainConfig) -> bool:
     """Whether an earlier attempt ended the run early."""
     patience = config.evaluation.patience
-    return bool(patience) and Measurements(config.out, config.evaluation.metric).since_best >= patience
+    return bool(patience) and Measurements(config.out, config.metric).since_best >= patience
 
 
 def log_evaluation(result: TrainResult, found: Evaluation, step: int) -> None:
     """Add the final checkpoint's AP to the run's tracking."""
     tracker = Tracker(result.tracking_uri, result.tracking_run, "")
-    parts = {kind: part for kind, part in (("box", found.box), ("mask", found.mask)) if part}
+    measured = (("box", found.box), ("mask", found.mask), ("keypoints", found.keypoints))
+    parts = {kind: part for kind, part in measured if part}
     tracker.metrics({f"val/{name}": value for name, value in values_of(parts).items()}, step)
     tracker.finish("FINISHED")

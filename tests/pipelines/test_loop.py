@@ -16,7 +16,7 @@ import torch.multiprocessing as mp
 from model.config import DetectorConfig, Norm, PictureConfig
 from model.detector import loss_names
 from model.settings import override, to_dict
-from pipelines import checkpoints, commit, train, train_feed
+from pipelines import checkpoints, commit, loop, train, train_feed
 from pipelines.config import EvaluationConfig, Precision
 from pipelines.loop import Job, Supervisor, TrainingError, fit
 from pipelines.optim import Algorithm
@@ -476,6 +476,61 @@ def test_one_worker_goes_on_from_a_checkpoint_of_two(of_two, tmp_path):
     assert [row["step"] for row in rows] == [3]
     one, two = weights_at(tmp_path, 3), weights_at(config.out, 3)
     assert distance(one, two) < 1e-3 * distance(one, weights_at(config.out, 2))
+
+
+def test_a_compiled_run_is_one_graph_a_shape_and_learns_the_same(data, tmp_path, monkeypatch):
+    """Pictures of one aspect, with masks of any number of bytes: nothing is traced a second time."""
+    monkeypatch.setattr(loop, "_BACKEND", "aot_eager")
+    monkeypatch.setattr("pipelines.loading._MIN_MASK_BYTES", 1)
+    square = tiny_run.dataset(tmp_path / "square", stride=3)
+    lost = []
+    for compile_ in (False, True):
+        settings = {"optim": {"steps": 4, "batch": 2}, "execution": {"compile": compile_}}
+        config, rows = tiny_run.config(square, tmp_path / str(compile_), Norm.GROUP, **settings), []
+        sizes = {
+            len(batch.targets.masks.data) for batch in map(train_feed.build_batches(config, CPU).__getitem__, range(4))
+        }
+        assert len(sizes) > 1
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        fit(tiny_run.job(config), CPU, rows.append)
+        lost.append([row["loss/total"] for row in rows])
+    assert lost[1] == pytest.approx(lost[0], rel=1e-4)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_what_cannot_be_compiled_is_an_error(data, tmp_path, monkeypatch):
+    """Not a return to plain execution that nobody notices."""
+    monkeypatch.setattr(loop, "_BACKEND", "aot_eager")
+
+    def losses(self, images, targets):
+        print("a graph break")
+        return {"none": images.pixels.float().mean()}
+
+    monkeypatch.setattr("model.detector.Detector.losses", losses)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        fit(tiny_run.job(tiny_run.config(data, tmp_path, execution={"compile": True})), CPU, lambda row: None)
+
+
+def test_norms_over_all_workers_see_the_whole_batch(data, tmp_path):
+    """On CPUs too: the statistics are those of one worker that has the batch to itself."""
+    config = tiny_run.config(
+        tiny_run.dataset(tmp_path / "square", stride=3), tmp_path / "one", Norm.SYNC, optim={"steps": 1}
+    )
+    made = fit_and_state(config)
+    other = dataclasses.replace(config, out=str(tmp_path / "two"))
+    other = dataclasses.replace(other, execution=dataclasses.replace(other.execution, workers=2))
+    left, right = two_workers(tmp_path, tiny_run.fit_and_keep, other)
+    name = next(key for key in made if key.endswith("running_var"))
+    assert torch.equal(left["state"][name], right["state"][name])
+    torch.testing.assert_close(left["state"][name], made[name])
+
+
+def fit_and_state(config):
+    fit(tiny_run.job(config), CPU, lambda row: None)
+    return checkpoints.load_detector(checkpoints.load(config.out)).state_dict()
 
 
 def test_workers_agree_to_leave_out_a_step_that_only_one_could_not_do(data, tmp_path):

@@ -82,6 +82,7 @@ def test_an_epoch_is_as_long_as_sampling_makes_it(config, data, sampling, an_epo
     ("changes", "match"),
     [
         ({"metric": "box/mAP"}, "evaluation.metric must be box/ or mask/ and one of AP, AP50, .* got 'box/mAP'"),
+        ({"metric": "keypoints/AP"}, "evaluation.metric must be box/ or mask/ and one of"),
         ({"metric": "AP"}, "evaluation.metric must be box/ or mask/"),
         ({"every": 5}, "evaluation.every needs --val: give a prepared"),
         ({"patience": 2}, "evaluation.patience needs evaluation.every: without"),
@@ -90,6 +91,29 @@ def test_an_epoch_is_as_long_as_sampling_makes_it(config, data, sampling, an_epo
 def test_measuring_that_cannot_be(config, changes, match):
     with pytest.raises(ValueError, match=match):
         train.resolve(dataclasses.replace(config, evaluation=EvaluationConfig(**changes)))
+
+
+def test_a_detector_without_masks_cannot_be_chosen_by_them(config):
+    detector = dataclasses.replace(config.detector, mask=dataclasses.replace(config.detector.mask, enabled=False))
+    config = dataclasses.replace(config, detector=detector)
+    train.resolve(config)
+    with pytest.raises(ValueError, match=r"evaluation.metric must be box/ and one of .* got 'mask/AP'"):
+        train.resolve(dataclasses.replace(config, evaluation=EvaluationConfig(metric="mask/AP")))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "match"),
+    [
+        ("pooler.operation", "pool", r"with detector\.pooler\.operation=pool: its gradient has no deterministic form"),
+        ("backbone.deformable_stages", [4], r"with detector\.backbone\.deformable_stages: .* train on CPUs"),
+    ],
+)
+def test_what_has_no_deterministic_form_on_a_gpu_is_refused_before_it_starts(config, path, value, match):
+    detector = override(config.detector, path, value)
+    config = dataclasses.replace(config, deterministic=True, detector=detector)
+    train.resolve(config)
+    with pytest.raises(ValueError, match=match):
+        train.resolve(dataclasses.replace(config, execution=dataclasses.replace(config.execution, gpu=True)))
 
 
 @pytest.mark.parametrize(
