@@ -20,6 +20,10 @@ from pipelines.train_state import Part
 from pipelines.transforms import Wanted
 
 
+class LoaderKilledError(RuntimeError):
+    """A loader process was killed, as a rule by the machine for its memory; the message names the pictures."""
+
+
 class Place(NamedTuple):
     """Where a worker stands: its number among how many, and its device."""
 
@@ -55,6 +59,42 @@ class WorkerBatches(TrainBatches):
         """(data set number, sample) of a part."""
         step, part = divmod(item, self.parts)
         return super().positions(step)[self._worker + self._workers * part :: self._workers * self.parts]
+
+    def __getitem__(self, item: int) -> Batch:
+        """Build a part.
+
+        Raises:
+            MemoryError: there is not enough memory; the message names the pictures.
+        """
+        try:
+            return super().__getitem__(item)
+        except Exception as error:
+            if not _is_for_memory(error):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise MemoryError(
+                f"too little memory to build the batch of {self.described(item)} ({reason}): lower "
+                "execution.loader_processes or optim.batch, or leave such pictures out"
+            ) from error
+
+    def described(self, item: int) -> str:
+        """The pictures of a part, for people."""
+        ids, largest = [], (0, 0)
+        for number, place in self.positions(item):
+            dataset = self._sources[number].dataset
+            ids.append(int(dataset.image_ids[place.index]))
+            height, width = (int(side) for side in dataset.sizes_hw[place.index])
+            largest = max(largest, (height, width), key=lambda size: size[0] * size[1])
+        return f"pictures {ids}, of up to {largest[0]} x {largest[1]} pixels"
+
+
+def _is_for_memory(error: BaseException | None) -> bool:
+    """Whether an error is numpy's, Pillow's or torch's for memory, or was raised from one."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _is_pseudo(source: Source) -> bool:
@@ -126,6 +166,7 @@ class Feed:
         pin = place.device.type == "cuda"
         processes = config.execution.loader_processes
         self._source = stream(self._batches, first * parts, steps * parts, processes, pin)
+        self._item, self._ahead = first * parts, max(1, processes)
         self._parts, self._weight = parts, place.world / config.optim.batch
         self._device = place.device
         self.epoch_of = self._batches.epoch_of
@@ -136,8 +177,20 @@ class Feed:
         self.waited_s, self.image_ids = 0.0, []
         for _ in range(self._parts):
             asked = time.monotonic()
-            batch: Batch = next(self._source)
+            batch = self._next()
             self.waited_s += time.monotonic() - asked
             self.image_ids += batch.image_ids.tolist()
             moved: Batch = to_device(batch, self._device)
             yield Part(moved.images, moved.targets, len(batch.image_ids) * self._weight)
+
+    def _next(self) -> Batch:
+        try:
+            batch: Batch = next(self._source)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "killed" not in str(error):
+                raise
+            items = range(self._item, self._item + self._ahead)
+            built = "; ".join(self._batches.described(item) for item in items)
+            raise LoaderKilledError(f"{' '.join(str(error).split())} It was building one of: {built}") from error
+        self._item += 1
+        return batch

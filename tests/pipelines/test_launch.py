@@ -4,6 +4,8 @@ import os
 import random
 import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 import types
@@ -18,6 +20,7 @@ from pipelines.elastic import Elastic
 from pipelines.inbox import Failure
 from pipelines.loop import TrainingError
 from pipelines.ray_session import RayError, ray_session
+from pipelines.train_feed import LoaderKilledError
 from pipelines.train_worker import Wire, failure_of
 from pipelines.validation import Measurements
 from tests.pipelines import tiny_run, tiny_shards
@@ -85,6 +88,11 @@ def send(which, kind):
     return act
 
 
+def soaked(few, many):
+    """A few every day, in `make soak` the rest."""
+    return [*few, *(pytest.param(*one if isinstance(one, tuple) else (one,), marks=pytest.mark.soak) for one in many)]
+
+
 def run_of(data, out, steps=12, execution=None, optim=None, **changes):
     settings = {"workers": 2, "checkpoint_every": 3, "keep_checkpoints": 2, **(execution or {})}
     return tiny_run.config(data, out, optim={"steps": steps, **(optim or {})}, execution=settings, **changes)
@@ -119,9 +127,12 @@ def test_workers_report_and_checkpoints_are_measured_and_cleared(whole):
     assert attempts(out) == 1
 
 
-def test_a_worker_killed_and_a_worker_stopped_cost_nothing(whole, data, tmp_path, capfd):
+@pytest.mark.parametrize(
+    ("killed", "stopped"), soaked([(5, 8)], [(kill, stop) for kill in range(1, 11) for stop in (kill, 11)])
+)
+def test_a_worker_killed_and_a_worker_stopped_cost_nothing(whole, data, tmp_path, capfd, killed, stopped):
     """The stopped one is named; both runs' weights are those of the run that nothing disturbed, bit for bit."""
-    rows = Rows((5, send("worker", signal.SIGKILL)), (8, send("worker", signal.SIGSTOP)))
+    rows = Rows((killed, send("worker", signal.SIGKILL)), (stopped, send("worker", signal.SIGSTOP)))
     config = run_of(data, tmp_path, execution={"hang_timeout_s": 8.0})
     assert launch.launch(config, tiny_shards.CLASSES, rows) == 12
     assert attempts(tmp_path) == 3
@@ -131,11 +142,38 @@ def test_a_worker_killed_and_a_worker_stopped_cost_nothing(whole, data, tmp_path
     assert re.search(r"worker \d \(process \d+ on .*\) was silent for .* s at step \d+, in its \w+ phase: it was", told)
 
 
-def test_a_request_to_end_saves_what_there_is(local_ray, data, tmp_path):
+@pytest.mark.parametrize("at", soaked([2], range(1, 11)))
+def test_a_request_to_end_saves_what_there_is(local_ray, data, tmp_path, at):
     config = run_of(data, tmp_path, 1000, execution={"checkpoint_every": 1000})
     with pytest.raises(KeyboardInterrupt, match="SIGTERM"):
-        launch.launch(config, tiny_shards.CLASSES, Rows((2, send("driver", signal.SIGTERM))))
-    assert 2 <= checkpoints.load(str(tmp_path)).step < 1000
+        launch.launch(config, tiny_shards.CLASSES, Rows((at, send("driver", signal.SIGTERM))))
+    assert at <= checkpoints.load(str(tmp_path)).step < 1000
+
+
+DRIVER = """
+import sys
+from pipelines import launch
+from pipelines.dataset import Dataset
+from tests.pipelines import test_launch, tiny_shards
+launch.launch(test_launch.run_of(Dataset(sys.argv[1]), sys.argv[2]), tiny_shards.CLASSES, test_launch.Rows())
+"""
+
+
+@pytest.mark.parametrize("step", soaked([3], [3, 6, 9]))
+def test_the_command_itself_killed_goes_on_when_it_is_given_again(whole, data, tmp_path, step):
+    """Two workers and the Ray of their own end with it; the second time gives the bits of the undisturbed run."""
+    command = [sys.executable, "-c", DRIVER, data.uri, str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment.pop("RAY_ADDRESS", None)
+    with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as driver:
+        deadline = time.monotonic() + 300
+        while step not in checkpoints.steps(str(tmp_path)) and driver.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.02)
+        driver.kill()
+    assert driver.returncode == -signal.SIGKILL
+    assert checkpoints.load(str(tmp_path)).step < 12
+    subprocess.run(command, env=environment, check=True, timeout=300, stderr=subprocess.DEVNULL)
+    assert checkpoints.load(str(tmp_path)).hash == checkpoints.load(str(whole[0])).hash
 
 
 def test_what_will_fail_again_is_not_tried_again(local_ray, tmp_path):
@@ -321,9 +359,16 @@ def test_an_error_that_came_back_is_not_tried_a_third_time(data, tmp_path):
         (OSError(5, "Input/output\nerror"), "worker 3 failed: OSError: [Errno 5] Input/output error", False),
         (RuntimeError("connection reset"), "worker 3 failed: RuntimeError: connection reset", False),
         (
-            RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+            LoaderKilledError("DataLoader worker (pid 7) is killed by signal: Killed. It was building one of: 7"),
             "worker 3 lost a loader process",
             False,
+        ),
+        (
+            MemoryError(
+                "Caught MemoryError in DataLoader worker process 0.\nOriginal Traceback:\n  File\nMemoryError: big"
+            ),
+            "worker 3 failed: MemoryError: big",
+            True,
         ),
         (RuntimeError(), "worker 3 failed: RuntimeError: no reason given", False),
     ],

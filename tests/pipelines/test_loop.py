@@ -547,6 +547,18 @@ def test_workers_agree_to_leave_out_a_step_that_only_one_could_not_do(data, tmp_
         assert value.isfinite().all()
 
 
+def test_workers_agree_to_leave_out_a_step_whose_gradient_only_one_spoilt(data, tmp_path):
+    """Every loss is finite; whose gradient it was cannot be told, so both name their pictures."""
+    config = tiny_run.config(data, tmp_path / "run", optim={"steps": 3, "max_skipped": 1}, execution={"workers": 2})
+    left, right = two_workers(tmp_path, tiny_run.fit_with_a_bad_gradient, config, 2)
+    assert right == []
+    assert [(row["step"], row["skipped_steps"]) for row in left] == [(1, 0), (2, 1), (3, 0)]
+    names = sorted(path.name for path in (tmp_path / "run" / "skipped").iterdir())
+    assert names == [f"step-00000002-worker-{rank}.json" for rank in (0, 1)]
+    for value in checkpoints.load_detector(checkpoints.load(config.out)).state_dict().values():
+        assert value.isfinite().all()
+
+
 @pytest.mark.soak
 def test_workers_agree_to_stop(data, tmp_path):
     settings = {"optim": {"steps": 3, "max_skipped": 0}, "execution": {"workers": 2}}
