@@ -19,7 +19,8 @@ from collections.abc import Callable
 
 import torch
 import torchvision
-from torchvision.models.detection import maskrcnn_resnet50_fpn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from model.build import build_detector
 from model.checkpoint import load_strict
@@ -65,10 +66,12 @@ def pictures(batch: int, height: int, width: int) -> torch.Tensor:
 def peer_model(height: int, width: int) -> torch.nn.Module:
     """torchvision's, with the weights that both sides start from."""
     torch.manual_seed(0)
-    return maskrcnn_resnet50_fpn(
-        weights=None, weights_backbone=None, num_classes=CLASSES + 1, trainable_backbone_layers=3,
-        norm_layer=torchvision.ops.FrozenBatchNorm2d, min_size=min(height, width), max_size=1333,
-    ).train()  # fmt: skip
+    # maskrcnn_resnet50_fpn without pretrained weights has norms that learn; the reference training freezes them.
+    frozen = torchvision.ops.FrozenBatchNorm2d
+    backbone = resnet_fpn_backbone(
+        backbone_name="resnet50", weights=None, norm_layer=frozen, trainable_layers=3,
+    )  # fmt: skip
+    return MaskRCNN(backbone, CLASSES + 1, min_size=min(height, width), max_size=1333).train()
 
 
 def peer_step(model: torch.nn.Module, args: argparse.Namespace) -> Step:

@@ -66,7 +66,11 @@ SPECIAL = {
     "sampling.classes": lambda value: ["dog"],
 }
 # Fields that need another one first.
-FIRST = {"ratio": ("train", ["a", "b"]), "augment.jitter": ("augment.crop_px", 640)}
+FIRST = {
+    "ratio": ("train", ["a", "b"]),
+    "augment.jitter": ("augment.crop_px", 640),
+    "pseudo.augment.jitter": ("pseudo.augment.crop_px", 640),
+}
 
 CHANGES = {  # bool before int: it is one
     bool: lambda value: not value,
@@ -85,7 +89,7 @@ def next_kind(value):
 
 def changed(path, value):
     """Another legal value of a field, as plain JSON."""
-    path = path.removeprefix("detector.")
+    path = path.removeprefix("detector.").removeprefix("pseudo.")
     if path in SPECIAL:
         return SPECIAL[path](value)
     for kind, change in CHANGES.items():

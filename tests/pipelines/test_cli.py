@@ -212,7 +212,9 @@ def test_options_reach_the_config(asked):
     config = asked(
         "predict --checkpoint a --data b --out c --batch 3 --workers 2 --cpus-per-worker 4 --gpu --address auto"
     )
-    assert config == predict.PredictConfig("a", "b", "c", 3, 2, 4, True, "auto")
+    assert config == predict.PredictConfig(
+        checkpoint="a", data="b", out="c", batch=3, workers=2, cpus_per_worker=4, gpu=True, address="auto"
+    )
     config = asked("prepare coco --images i --annotations a --out o --rows-per-shard 9 --max-rejected 0.5 --no-shuffle")
     assert config == prepare_config.PrepareCoco(
         images="i", annotations="a", out="o", rows_per_shard=9, max_rejected=0.5, shuffle=False

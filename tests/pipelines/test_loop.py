@@ -379,9 +379,11 @@ def test_a_job_survives_plain_values(data, tmp_path):
     assert Job.from_dict(raw) == job
 
 
-# Two checkpoints of three files: every fault point of each write, and some moments of which nobody chose the place.
-POINTS = [[write, point] for write in range(1, 7) for point in commit.FAULT_POINTS]
-SOME = [POINTS[at] for at in (0, 7, 15, 20, 28)]
+# Two checkpoints of four files (weights, optimiser, held-out ids, manifest): every fault point of each write, and some
+# moments of which nobody chose the place.
+FILES = 4
+POINTS = [[write, point] for write in range(1, 2 * FILES + 1) for point in commit.FAULT_POINTS]
+SOME = [POINTS[at] for at in (0, 7, 18, 27, 38)]
 
 
 def killed_runs(data, folder, points):
@@ -403,9 +405,9 @@ def test_a_run_killed_in_a_save_or_anywhere_resumes_exactly(data, tmp_path, poin
     assert [point for point, *_ in found] == points
     for point, status, left, ended, step, hash_, temps in found:
         assert status == -signal.SIGKILL or len(point) == 1, point
-        # A checkpoint is there once its manifest, the third file, has its name.
+        # A checkpoint is there once its manifest, the last file, has its name.
         manifests = (
-            [(point[0] - (point[1] not in ("after_rename", "after_folder_fsync"))) // 3] if point[1:] else [0, 1, 2]
+            [(point[0] - (point[1] not in ("after_rename", "after_folder_fsync"))) // FILES] if point[1:] else [0, 1, 2]
         )
         assert left in [[2, 4][:count] for count in manifests], point
         assert (ended, step, hash_) == (0, 4, wanted), point

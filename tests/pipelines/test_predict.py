@@ -15,7 +15,7 @@ import ray
 from pycocotools.coco import COCO
 
 from model.config import KeypointHeadConfig, MaskHeadConfig
-from pipelines import checkpoints, commit, labeller, predict, prepare, prepare_config
+from pipelines import commit, labeller, predict, prepare, prepare_config, starting_weights
 from pipelines.coco_export import to_coco
 from pipelines.config import Precision
 from pipelines.dataset import Dataset
@@ -35,7 +35,7 @@ SHARDS = (3, 2, 4, 1)
 def save(folder, classes=CLASSES, **changes):
     """A checkpoint of random weights to which every box is a detection."""
     box = dataclasses.replace(tiny_run.detector_config().box, score_threshold=0.0)
-    return checkpoints.save_weights(str(folder), tiny_run.build(box=box, **changes), classes, {}).uri
+    return starting_weights.save(str(folder), tiny_run.build(box=box, **changes), classes, {}).uri
 
 
 @pytest.fixture(scope="module")
