@@ -109,7 +109,7 @@ def _train(arguments: Sequence[str]) -> None:
     result = train.run(config, lambda plan: show(f"{name}: {plan}"))
     show(f"checkpoint: {result.checkpoint}")
     if result.best:
-        show(f"best by {config.evaluation.metric}: {result.best}")
+        show(f"best by {config.metric}: {result.best}")
     if result.model:
         show(f"registered: {result.model}")
     if config.val:

@@ -145,7 +145,8 @@ def plan_of(config: TuneConfig, name: str) -> Plan:
     space(dimensions, config.algorithm)
     searcher(config.algorithm, config.mode, config.seed, 1)
     train.resolve(dataclasses.replace(base, out=storage.child_uri(base.out, "check")))
-    return Plan(base, dimensions, config.metric, config.reports, config.gpu)
+    is_population = config.scheduler is Scheduler.PBT
+    return Plan(base, dimensions, config.metric, config.reports, config.gpu, is_population)
 
 
 class Estimate(NamedTuple):

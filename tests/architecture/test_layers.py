@@ -46,14 +46,14 @@ model.convert | model.convert.origins
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
     | pipelines.array_pickle | pipelines.shard_cache | pipelines.making
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
-    | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session
+    | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.courier | pipelines.ray_session
     | pipelines.looking
     | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.polygons
-    | pipelines.job_cluster | pipelines.foreign_weights
+    | pipelines.job_cluster | pipelines.foreign_weights | pipelines.tracking
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes | pipelines.coco_rows
     | pipelines.jobs | pipelines.node_facts
-pipelines.presets.preset
+pipelines.presets.preset | pipelines.checkpoint_files
 pipelines.presets.own | pipelines.presets.torchvision | pipelines.presets.detectron2 | pipelines.presets.mmdetection
     | pipelines.presets.driving | pipelines.presets.paper
 pipelines.presets.named
@@ -67,12 +67,12 @@ pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipel
     | pipelines.leakage | pipelines.labelled_rates | pipelines.holdout | pipelines.selection | pipelines.provenance
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
     | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists | pipelines.starting_weights
-    | pipelines.validation | pipelines.labeller | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
-    | pipelines.pool_shards | pipelines.distill_outputs
+    | pipelines.labeller | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
+    | pipelines.pool_shards | pipelines.distill_outputs | pipelines.run_file | pipelines.elastic
 pipelines.pseudo_labels
-pipelines.loop | pipelines.review
-pipelines.inbox | pipelines.evaluator
-pipelines.train_worker
+pipelines.loop | pipelines.review | pipelines.figures
+pipelines.inbox | pipelines.validation
+pipelines.train_worker | pipelines.evaluator
 pipelines.follower
 pipelines.careful | pipelines.predict | pipelines.verify | pipelines.report
 pipelines.shard_task | pipelines.inspect | pipelines.evaluate | pipelines.launch | pipelines.import_weights
