@@ -12,8 +12,26 @@ from typing import Any, NamedTuple
 _LOG = logging.getLogger(__name__)
 _EXPERIMENT = "maskray"
 _SQLITE = "sqlite:///"
+PARENT = "mlflow.parentRunId"  # MLflow's own tag of nested runs
 _FORBIDDEN = re.compile(r"[^\w\-. :/]")  # in names of metrics, such as those of classes
 _PARAM_LIMIT = 6000  # characters of a value that every MLflow store accepts
+
+
+def _experiment(client: Any, uri: str) -> str:
+    """The id of maskray's experiment, made where there is none; others may make it at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(_EXPERIMENT)
+    if not found:
+        # Beside a local database rather than in the working directory.
+        place = str(Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts") if uri.startswith(_SQLITE) else None
+        try:
+            return str(client.create_experiment(_EXPERIMENT, place))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(_EXPERIMENT)
+    return str(found.experiment_id)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -51,13 +69,14 @@ class Tracker:
         run_id: the run's id, empty where tracking failed to start.
     """
 
-    def __init__(self, uri: str, run_id: str | None, name: str) -> None:
+    def __init__(self, uri: str, run_id: str | None, name: str, parent: str = "") -> None:
         """Start a run, or go on with `run_id`.
 
         Args:
             uri: tracking server, ``sqlite:///...`` database, or empty for MLflow's own default.
             run_id: a run to go on with.
             name: of a new run.
+            parent: run to nest a new one below.
         """
         self.uri, self.run_id, self._client = uri, run_id or "", None
 
@@ -69,11 +88,8 @@ class Tracker:
 
             client: Any = MlflowClient(tracking_uri=uri or None)
             if not self.run_id:
-                found = client.get_experiment_by_name(_EXPERIMENT)
-                # Beside a local database rather than in the working directory.
-                place = str(Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts") if uri.startswith(_SQLITE) else None
-                experiment = found.experiment_id if found else client.create_experiment(_EXPERIMENT, place)
-                self.run_id = client.create_run(experiment, run_name=name).info.run_id
+                tags = {PARENT: parent} if parent else None
+                self.run_id = client.create_run(_experiment(client, uri), run_name=name, tags=tags).info.run_id
             else:
                 client.update_run(self.run_id, status="RUNNING")
             self._client = client

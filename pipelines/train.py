@@ -208,12 +208,13 @@ def _with_full_places(config: TrainConfig) -> TrainConfig:
     )
 
 
-def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainResult:
+def run(config: TrainConfig, say: Callable[[str], None] | None = None, parent: str = "") -> TrainResult:
     """Train until the last step and commit its checkpoint; the same call goes on where an earlier one stopped.
 
     Args:
         config: the run.
         say: takes a line for people on what will be done.
+        parent: MLflow run to nest this run's below.
 
     Raises:
         ValueError: the configuration, the data or the cluster do not fit; the message says what to do.
@@ -226,7 +227,7 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
     path, on_file = _claim(config, manifests)
     last = checkpoints.latest(config.out)
     done = last.step if last else 0
-    tracker = Tracker(config.tracking_uri, on_file["tracking"].get("run_id"), config.out.rsplit("/", 1)[-1])
+    tracker = Tracker(config.tracking_uri, on_file["tracking"].get("run_id"), config.out.rsplit("/", 1)[-1], parent)
     if not on_file["tracking"]:
         _describe(tracker, config, manifests)
         on_file["tracking"] = {"uri": config.tracking_uri, "run_id": tracker.run_id}

@@ -49,9 +49,9 @@ pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode 
     | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session
     | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.polygons
-    | pipelines.job_cluster | pipelines.foreign_weights
+    | pipelines.job_cluster | pipelines.foreign_weights | pipelines.sweep_state
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes | pipelines.coco_rows
-    | pipelines.jobs | pipelines.node_facts
+    | pipelines.jobs | pipelines.node_facts | pipelines.sweep_history
 pipelines.presets.preset
 pipelines.presets.own | pipelines.presets.torchvision | pipelines.presets.detectron2 | pipelines.presets.mmdetection
     | pipelines.presets.driving | pipelines.presets.paper
@@ -78,7 +78,7 @@ pipelines.shard_task | pipelines.evaluate | pipelines.launch | pipelines.import_
 pipelines.part_files | pipelines.train | pipelines.distill_report
 pipelines.prepare | pipelines.distill
 pipelines.run_report | pipelines.sweep_trial | pipelines.sweeps
-pipelines.sweep_results | pipelines.sweep_runner
+pipelines.sweep_results | pipelines.sweep_runner | pipelines.tune_config
 pipelines.sweep_tracking
 pipelines.tune
 pipelines.demo | pipelines.cli_clusters | pipelines.cli_distill | pipelines.cli_weights
