@@ -143,3 +143,9 @@ def test_the_identity_is_what_the_result_depends_on():
 def test_a_run_survives_plain_values():
     config = TrainConfig(train=("a", "b"), ratio=(6, 4), precision=Precision.BF16, optim=OptimConfig(milestones=(3, 5)))
     assert from_dict(TrainConfig, to_dict(config)) == config
+
+
+def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated():
+    with pytest.raises(ValueError, match="tracking_uri holds a password, which would be logged") as refused:
+        TrainConfig(tracking_uri="http://me:geheim@mlflow:5000")
+    assert "geheim" not in str(refused.value)
