@@ -15,6 +15,8 @@ def doctor(arguments: Sequence[str]) -> None:
     if config.is_remote:
         # Only a process inside the cluster sees its nodes: the same command looks there, as a job.
         options = ["--address", config.address, *(["--insecure"] if config.insecure else [])]
+        options += ["--operators", config.operators.value, "--python", config.python]
+        options += ["--wheel", config.wheel] if config.wheel else []
         wanted = ["--shared", config.shared] if config.shared else []
         wanted += ["--cpus", str(config.cpus), "--gpus", str(config.gpus)]
         submit([*options, "--", "doctor", *wanted, *(["--insecure"] if config.insecure else [])], ("doctor",))

@@ -162,6 +162,7 @@ def test_the_cost_looks_at_every_variant(data, tmp_path):
 
 def on_machines(monkeypatch, *machines):
     monkeypatch.setattr("ray.nodes", lambda: [{"Alive": True, "Resources": of_one} for of_one in machines])
+    monkeypatch.setattr("pipelines.ray_session.autoscales", lambda: False)
     names = {name for of_one in machines for name in of_one}
     monkeypatch.setattr("ray.cluster_resources", lambda: {n: sum(m.get(n, 0) for m in machines) for n in names})
 
