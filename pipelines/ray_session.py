@@ -9,9 +9,11 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import ray
 from ray.autoscaler.sdk import request_resources
@@ -126,8 +128,8 @@ def _require(kind: str, number: float, what: str) -> None:
     def have() -> float:
         return float(ray.cluster_resources().get(kind, 0.0))
 
-    missing = [{kind: 1}] * math.ceil(number)
-    if have() < number and not _grown(missing, lambda: have() >= number, what, 0.0):
+    missing = [{kind: 1.0}] * math.ceil(number)
+    if have() < number and not _grown(missing, lambda: have() >= number, what, 0.0, threading.Event()):
         raise RayError(
             f"{what} needs {number:g} {kind}s and this Ray cluster has {have():g}: ask for fewer workers, or add nodes"
         )
@@ -135,6 +137,8 @@ def _require(kind: str, number: float, what: str) -> None:
 
 def autoscales() -> bool:
     """Whether the connected cluster adds machines by itself: whether its autoscaler knows kinds of them to add."""
+    if not ray.is_initialized():
+        return False
     config = ray._private.state.state.get_cluster_config()  # of the second version, which Kubernetes has
     kinds = [group.name for group in config.node_group_configs] if config else []
     status = _internal_kv_get("__autoscaling_status")  # of the first, which the launcher starts
@@ -144,7 +148,9 @@ def autoscales() -> bool:
     return any(not re.fullmatch("node_[0-9a-f]{40,}", kind) for kind in kinds)
 
 
-def _grown(bundles: list[dict[str, int]], is_enough: Callable[[], bool], what: str, wait_s: float) -> bool:
+def _grown(
+    bundles: list[dict[str, float]], is_enough: Callable[[], bool], what: str, wait_s: float, ended: threading.Event
+) -> bool:
     """Wait for machines: those that somebody adds, or those that the cluster adds when it is asked.
 
     Args:
@@ -152,14 +158,15 @@ def _grown(bundles: list[dict[str, int]], is_enough: Callable[[], bool], what: s
         is_enough: whether they fit.
         what: wants them, for people.
         wait_s: seconds to wait for machines that somebody adds.
+        ended: ends the waiting when it is set.
     """
-    grows = autoscales()
+    grows = autoscales() and not ended.is_set()
     begun, said = time.monotonic(), float("-inf")
     end = begun + max(wait_s, _GROW_WITHIN_S if grows else 0.0)
     if grows:
         request_resources(bundles=bundles)
     try:
-        while not is_enough():
+        while not is_enough() and not ended.is_set():
             now = time.monotonic()
             if now >= end:
                 return False
@@ -168,7 +175,7 @@ def _grown(bundles: list[dict[str, int]], is_enough: Callable[[], bool], what: s
                 sys.stderr.write(
                     f"{what}: the cluster was asked for machines {now - begun:.0f} s ago, waiting for them\n"
                 )
-            time.sleep(min(1.0, max(0.05, end - now)))
+            ended.wait(min(1.0, max(0.05, end - now)))
         return True
     finally:
         if grows:
@@ -176,39 +183,69 @@ def _grown(bundles: list[dict[str, int]], is_enough: Callable[[], bool], what: s
             request_resources(bundles=[])
 
 
-def room_for(cpus: int, gpus: int) -> int:
-    """How many workers of so many CPUs and GPUs the machines of the connected cluster hold, each whole on one."""
-    count = 0.0
-    for node in ray.nodes():
-        if node["Alive"]:
-            have = node["Resources"]
-            of_cpus = have.get("CPU", 0.0) // cpus if cpus else float("inf")
-            of_gpus = have.get("GPU", 0.0) // gpus if gpus else float("inf")
-            count += min(of_cpus, of_gpus)
-    return int(count)
+class Share(NamedTuple):
+    """What a worker or task takes of one machine."""
+
+    cpus: float
+    gpus: float
 
 
-def require_workers(count: int, cpus: int, gpus: int, what: str, wait_s: float = 0.0) -> None:
+def _fit(node: Mapping[str, float], each: Share) -> float:
+    """How many such shares a machine holds; infinite where they are nothing."""
+    wanted = (("CPU", each.cpus), ("GPU", each.gpus))
+    return min((node.get(kind, 0.0) // need for kind, need in wanted if need), default=math.inf)
+
+
+def room_for(each: Share, besides: Share = Share(0, 0)) -> int:  # noqa: B008 -- a value
+    """How many workers the machines of the connected cluster hold in all, each whole on one.
+
+    Args:
+        each: of a worker.
+        besides: is kept free for one task, where it costs the fewest workers; no room at all where that fits nowhere.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if each == Share(0, 0):
+        return sys.maxsize
+    if besides == Share(0, 0):
+        return int(sum(_fit(node, each) for node in nodes))
+    losses = []
+    for node in (node for node in nodes if _fit(node, besides) >= 1):
+        left = {"CPU": node.get("CPU", 0.0) - besides.cpus, "GPU": node.get("GPU", 0.0) - besides.gpus}
+        losses.append(_fit(node, each) - _fit(left, each))
+    return int(sum(_fit(node, each) for node in nodes) - min(losses)) if losses else 0
+
+
+def require_workers(
+    count: int,
+    each: Share,
+    what: str,
+    wait_s: float = 0.0,
+    besides: Share = Share(0, 0),  # noqa: B008 -- a value
+    ended: threading.Event | None = None,
+) -> None:
     """Refuse workers that the connected cluster has no room for, which Ray would wait for without end.
 
     Args:
         count: workers at the same time.
-        cpus: of each.
-        gpus: of each.
+        each: of a worker.
         what: wants them, for the message.
         wait_s: seconds to wait for machines that are being added.
+        besides: for one task at the same time.
+        ended: ends the waiting when it is set.
 
     Raises:
         RayError: there is not enough room, and why.
     """
-    each = {"CPU": cpus, **({"GPU": gpus} if gpus else {})}
-    if room_for(cpus, gpus) < count and not _grown(
-        [dict(each) for _ in range(count)], lambda: room_for(cpus, gpus) >= count, what, wait_s
+    ended = ended or threading.Event()
+    shares = [each] * count + ([besides] if besides != Share(0, 0) else [])
+    bundles = [{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})} for share in shares]
+    if room_for(each, besides) < count and not _grown(
+        bundles, lambda: room_for(each, besides) >= count, what, wait_s, ended
     ):
         machines = [node for node in ray.nodes() if node["Alive"]]
         rows = [(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0)) for n in machines]
         have = "; ".join(f"{rows.count(row)} x ({row[0]:g} CPUs, {row[1]:g} GPUs)" for row in dict.fromkeys(rows))
         raise RayError(
-            f"{what} does not fit this Ray cluster, which has room for {room_for(cpus, gpus)}: its machines are "
+            f"{what} does not fit this Ray cluster, which has room for {room_for(each, besides)}: its machines are "
             f"{have or 'none'}; ask for fewer or smaller workers, or add machines"
         )

@@ -77,5 +77,7 @@ def finished_trials(folder_of_trials: str) -> frozenset[str]:
         return frozenset()
     runs = [info.path.rsplit("/", 2)[1] for info in storage.list_files(filesystem, folder, recursive=True)
             if info.base_name == _TRIAL_FILE]  # fmt: skip
-    whole = [run for run in runs if any(point.is_last for point in load_history(f"{folder_of_trials}/{run}"))]
+    whole = [
+        run for run in runs if any(point.is_last for point in load_history(storage.child_uri(folder_of_trials, run)))
+    ]
     return frozenset(run.partition("-")[0] for run in whole)

@@ -13,7 +13,7 @@ from ray import tune
 from ray.tune.error import TuneError
 
 from pipelines import storage, sweep_state
-from pipelines.ray_session import RayError, require_cpus, require_gpus, require_workers, room_for
+from pipelines.ray_session import RayError, Share, require_workers, room_for
 from pipelines.sweep_search import Algorithm, Rungs, Scheduler, scheduler_of, searcher, space
 from pipelines.sweep_trial import Attempt, Plan, run_trial
 
@@ -60,19 +60,16 @@ def concurrency(plan: Plan, limit: int) -> int:
         RayError: not even one trial fits.
     """
     execution = plan.base.execution
-    workers, cpus, gpus = execution.workers, execution.cpus_per_worker, int(execution.gpu)
-    spare = int(plan.is_measured)
-    what = f"a trial of {workers} workers" + (" of one GPU" if gpus else "")
-    if gpus:
-        require_gpus(workers, what)
-        require_cpus(workers * cpus, what)
+    workers, each = execution.workers, Share(execution.cpus_per_worker, int(execution.gpu))
+    measuring = Share(1, each.gpus) if plan.is_measured else Share(0, 0)
+    what = f"a trial of {workers} workers" + (" of one GPU" if each.gpus else "")
+    if each.gpus:
+        # Where trials need every GPU, a checkpoint is measured once its trial is over.
+        require_workers(workers, each, what)
     else:
-        require_cpus(workers * cpus + spare, f"{what}, and measuring," if spare else what)
-    require_workers(workers, cpus, gpus, what)
-    have = ray.cluster_resources()
-    left = have.get("GPU", 0.0) - spare if gpus else (have.get("CPU", 0.0) - spare) / cpus
-    fits = min(room_for(cpus, gpus) // workers, int(left // workers))
-    return max(min(fits, limit or fits), 1)
+        require_workers(workers, each, f"{what}, and measuring," if plan.is_measured else what, besides=measuring)
+    fits = max(room_for(each, measuring) // workers, 1)
+    return min(fits, limit or fits)
 
 
 def require_dashboard() -> None:
@@ -143,7 +140,7 @@ class Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types
 
 def record_of(out: str) -> str:
     """Where Ray Tune keeps its record of the sweep in a folder."""
-    return f"{storage.canonical_uri(out)}/{_RAY_NAME}"
+    return storage.child_uri(storage.canonical_uri(out), _RAY_NAME)
 
 
 def fit(plan: Plan, search: Search, longest: int, out: str, at_once: int, attempt: Attempt, watch: Watch) -> list[Any]:

@@ -35,7 +35,9 @@ def open_run(uri: str, out: str, name: str, settings: Mapping[str, Any]) -> Trac
     if storage.is_file(filesystem, path):
         known = str(json.loads(storage.read_bytes(filesystem, path))["run_id"])
     tracker = Tracker(uri, known or None, name)
-    if tracker.run_id and not known:
+    if known:
+        tracker.begin()
+    elif tracker.run_id:
         tracker.parameters(settings)
         commit.write_file(filesystem, path, json.dumps({"uri": uri, "run_id": tracker.run_id}).encode())
     return tracker

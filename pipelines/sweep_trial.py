@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from ray import tune
 
-from pipelines import checkpoints, commit, evaluate, storage, train
+from pipelines import checkpoints, commit, evaluate, run_file, storage, train
 from pipelines.config import TrainConfig
 from pipelines.ray_session import RayError
 from pipelines.sweep_history import Point, load_choices, load_failure, save_history
@@ -35,6 +35,7 @@ class Plan:
         metric: that decides: loss/total, or one of the evaluation such as mask/AP or keypoints/AP.
         reports: checkpoints a trial that are measured, its last included.
         gpu: measure on a GPU.
+        is_population: trials go on from checkpoints of others, which are kept until the sweep is over.
     """
 
     base: TrainConfig
@@ -42,6 +43,7 @@ class Plan:
     metric: str
     reports: int
     gpu: bool
+    is_population: bool = False
 
     @property
     def is_measured(self) -> bool:
@@ -61,14 +63,12 @@ def trial_config(plan: Plan, choices: Mapping[str, Any], trial: str, generation:
         # Steps follow from the data and from the batch, which may be varied.
         config = dataclasses.replace(config, optim=train.resolve(dataclasses.replace(config, out=name))[0].optim)
     every = math.ceil(config.optim.steps / plan.reports)
+    # A trial's own retention knows neither who goes on from its checkpoints nor which one is being measured.
     execution = dataclasses.replace(
-        config.execution,
-        checkpoint_every=every,
-        report_every=min(config.execution.report_every, every),
-        # All of them: a checkpoint may be measured, or be what another trial goes on from, long after it was made.
+        config.execution, checkpoint_every=every, report_every=min(config.execution.report_every, every),
         keep_checkpoints=0,
-    )
-    return dataclasses.replace(config, out=f"{plan.base.out}/{name}", execution=execution)
+    )  # fmt: skip
+    return dataclasses.replace(config, out=storage.child_uri(plan.base.out, name), execution=execution)
 
 
 def points(plan: Plan, config: TrainConfig, known: int, parent: str = "") -> Iterator[Point]:
@@ -124,7 +124,7 @@ def measure(plan: Plan, config: TrainConfig, checkpoint: checkpoints.Checkpoint)
         evaluate.EvaluateConfig(
             checkpoint=checkpoint.uri,
             data=config.val,
-            out=f"{config.out}/evaluations/step-{checkpoint.step:08d}",
+            out=storage.child_uri(config.out, f"evaluations/step-{checkpoint.step:08d}"),
             workers=1,
             gpu=plan.gpu,
         )
@@ -150,7 +150,7 @@ def _logged(config: TrainConfig, metric: str, step: int) -> float:
     """
     from mlflow.tracking import MlflowClient  # noqa: PLC0415 -- takes seconds
 
-    uri, run_id = train.tracking_of(config.out)
+    uri, run_id = run_file.tracking_of(config.out)
     if not run_id:
         raise ValueError(
             f"{config.out} is not tracked at {uri}: see that MLflow can be written, and repeat the command"
@@ -211,6 +211,8 @@ def run_trial(plan: Plan, attempt: Attempt, choices: Mapping[str, Any]) -> None:
     if history and not history[-1].is_last:
         history[-1] = dataclasses.replace(history[-1], is_last=True)
         save_history(config.out, choices, history)
+    if history and not plan.is_population:
+        checkpoints.retain(config.out, plan.base.execution.keep_checkpoints, {best_of(plan, history).step})
 
 
 def _raise_again(run: str, attempt: Attempt) -> None:
@@ -218,6 +220,12 @@ def _raise_again(run: str, attempt: Attempt) -> None:
     failure = load_failure(run)
     if failure.get("attempt") == attempt.id:
         raise ValueError(failure["text"])
+
+
+def best_of(plan: Plan, history: list[Point]) -> Point:
+    """The best point of a trial that has any."""
+    sign = -1 if plan.metric.startswith("loss/") else 1
+    return max(history, key=lambda point: sign * point.value)
 
 
 def _start(plan: Plan, choices: Mapping[str, Any], trial: str, given: Any) -> tuple[TrainConfig, list[Point]]:
@@ -228,7 +236,7 @@ def _start(plan: Plan, choices: Mapping[str, Any], trial: str, given: Any) -> tu
     with given.as_directory() as folder:
         pointer = json.loads((Path(folder) / _POINTER).read_text())
     history = [Point(**point) for point in pointer["history"]]
-    own = f"{plan.base.out}/{trial}"
+    own = storage.child_uri(plan.base.out, trial)
     if pointer["run"] == own or pointer["run"].startswith(f"{own}-"):
         generation = int(pointer["run"].removeprefix(own).removeprefix("-") or 0)
         config = trial_config(plan, choices, trial, generation)

@@ -162,6 +162,6 @@ def _fit(config: TuneConfig, plan: Plan, cost: Estimate, parent: str, say: Say) 
 def _trial(plan: Plan, found: Any) -> Trial:
     """A trial as Ray Tune tells of it, with what it left in its folder."""
     trial_id = str(found.metrics.get("trial_id") or found.path.rsplit("/", 1)[-1])
-    run = str(found.metrics.get("run") or f"{plan.base.out}/{trial_id}")
+    run = str(found.metrics.get("run") or storage.child_uri(plan.base.out, trial_id))
     error = (str(found.error).strip().splitlines() or ["unknown"])[-1] if found.error else ""
     return load_trial(trial_id, run, found.config or {}, error)

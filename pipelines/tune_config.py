@@ -127,7 +127,7 @@ def base_run(config: TuneConfig) -> TrainConfig:
     settings: dict[str, Any] = {
         "train": [storage.canonical_uri(uri) for uri in config.train],
         "val": storage.canonical_uri(config.val) if config.val else "",
-        "out": f"{out}/trials",
+        "out": storage.child_uri(out, "trials"),
         "seed": config.seed,
         "tracking_uri": config.tracking_uri or database,
         "execution.workers": config.workers,
@@ -158,9 +158,10 @@ def plan_of(config: TuneConfig, name: str) -> Plan:
     searcher(algorithm, config.mode, config.seed, 1)
     if config.scheduler is Scheduler.PBT:
         require_mutable(dimensions)
-    _, _, classes = train.resolve(dataclasses.replace(base, out=f"{base.out}/check"))
+    _, _, classes = train.resolve(dataclasses.replace(base, out=storage.child_uri(base.out, "check")))
     _require_heads(config.metric, base, dimensions, classes)
-    return Plan(base, dimensions, config.metric, config.reports, config.gpu)
+    is_population = config.scheduler is Scheduler.PBT
+    return Plan(base, dimensions, config.metric, config.reports, config.gpu, is_population)
 
 
 def _require_heads(

@@ -17,10 +17,12 @@ def test_trials_are_nested_below_one_run_that_is_there_first(tmp_path):
     ended.metrics({"pictures_per_s": 2.0}, 1)
     stopped.metrics({"pictures_per_s": 4.0}, 1)
     ended.finish("FINISHED")
+    assert stopped.history("pictures_per_s") == [(1, 4.0)]
     assert sweep_tracking.speed(uri, parent.run_id) == 3.0
     (tmp_path / "report.html").write_text("<p>")
     trials = (Trial("a", "runs/a", {}, (Point(1, 4, 0.5, "c", True),), ""),)
     sweep_tracking.record(parent, "mask/AP", SweepResult(trials, "", str(tmp_path / "report.html")))
+    parent.finish("FINISHED")
     client = MlflowClient(tracking_uri=uri)
     assert [client.get_run(one.run_id).info.status for one in (ended, stopped)] == ["FINISHED", "KILLED"]
     assert client.get_run(stopped.run_id).data.tags["mlflow.parentRunId"] == parent.run_id

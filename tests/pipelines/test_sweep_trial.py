@@ -7,7 +7,7 @@ import types
 
 import pytest
 
-from pipelines import checkpoints, loop, sweep_history, sweep_trial, train
+from pipelines import checkpoints, loop, run_file, sweep_history, sweep_trial, train
 from pipelines.sweep_history import Point
 from pipelines.sweep_space import Range
 from pipelines.sweep_trial import Attempt, Plan
@@ -33,6 +33,7 @@ def trained(monkeypatch):
 
     def run(config, parent):
         loop.fit(tiny_run.job(config), tiny_run.CPU, lambda row: None)
+        checkpoints.retain(config.out, config.execution.keep_checkpoints, ())  # as the run's evaluator does
 
     monkeypatch.setattr(train, "run", run)
     monkeypatch.setattr(sweep_trial, "measure", lambda plan, config, checkpoint: float(checkpoint.step))
@@ -47,6 +48,24 @@ def test_a_trial_reports_up_to_its_last_step(plan, trained):
     assert steps == sorted(set(steps))
     assert found[-1] == Point(6, 24, 6.0, f"{plan.base.out}/a/checkpoints/step-00000006", True)
     assert list(sweep_trial.points(plan, config, 6)) == []
+
+
+@pytest.mark.parametrize(("is_population", "kept"), [(True, [1, 2, 3, 4, 5, 6]), (False, [5, 6])])
+def test_what_others_go_on_from_is_there_until_the_sweep_is_over(plan, trained, monkeypatch, is_population, kept):
+    """A trial that is copied may be steps ahead by the time its copy starts."""
+    base = dataclasses.replace(plan.base, execution=dataclasses.replace(plan.base.execution, keep_checkpoints=2))
+    plan = dataclasses.replace(plan, base=base, reports=6, is_population=is_population)
+    there = []
+
+    def report(values, checkpoint):
+        there.append(checkpoints.steps(values["run"]))
+
+    monkeypatch.setattr(sweep_trial.tune, "get_context", lambda: types.SimpleNamespace(get_trial_id=lambda: "a"))
+    monkeypatch.setattr(sweep_trial.tune, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(sweep_trial.tune, "report", report)
+    sweep_trial.run_trial(plan, Attempt("1", ""), {RATE.name: 0.01})
+    assert all(steps == list(range(1, len(steps) + 1)) for steps in there)
+    assert checkpoints.steps(f"{base.out}/a") == kept
 
 
 def test_what_ends_a_training_ends_its_trial(plan, monkeypatch):
@@ -91,7 +110,7 @@ def test_what_failed_for_good_is_not_trained_again_in_the_same_attempt(plan, mon
 
 
 def test_a_run_that_was_not_tracked_says_so(plan, monkeypatch):
-    monkeypatch.setattr(train, "tracking_of", lambda run: ("sqlite:///x.db", ""))
+    monkeypatch.setattr(run_file, "tracking_of", lambda run: ("sqlite:///x.db", ""))
     with pytest.raises(ValueError, match=r"is not tracked at sqlite:///x.db: see that MLflow can be written"):
         sweep_trial._logged(plan.base, "loss/total", 2)
 
@@ -151,7 +170,7 @@ def test_a_logged_metric_may_come_late_but_must_come(plan, monkeypatch):
             return [types.SimpleNamespace(step=step, value=value) for step, value in rows.items()]
 
     monkeypatch.setattr("mlflow.tracking.MlflowClient", Client)
-    monkeypatch.setattr(train, "tracking_of", lambda run: ("sqlite:///x.db", "id"))
+    monkeypatch.setattr(run_file, "tracking_of", lambda run: ("sqlite:///x.db", "id"))
     monkeypatch.setattr(sweep_trial, "_POLL_S", 0.01)
     assert sweep_trial._logged(plan.base, "loss/total", 2) == 3.0
     assert sweep_trial._logged(plan.base, "loss/total", 4) == 2.5

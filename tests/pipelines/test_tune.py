@@ -188,7 +188,7 @@ def planned(metric="mask/AP", **execution):
         ({"gpu": True}, 0, [{"CPU": 32, "GPU": 8}], 7),
         ({"gpu": True, "workers": 4}, 0, [{"CPU": 32, "GPU": 4}], 1),
         ({"gpu": True, "workers": 4}, 0, [{"CPU": 32, "GPU": 16}], 3),
-        ({"gpu": True, "cpus_per_worker": 8}, 0, [{"CPU": 32, "GPU": 8}], 4),
+        ({"gpu": True, "cpus_per_worker": 8}, 0, [{"CPU": 32, "GPU": 8}], 3),
     ],
 )
 def test_as_many_trials_as_the_machines_hold(monkeypatch, plan, limit, machines, wanted):
@@ -199,9 +199,21 @@ def test_as_many_trials_as_the_machines_hold(monkeypatch, plan, limit, machines,
 @pytest.mark.parametrize(
     ("plan", "machines", "message"),
     [
-        ({"workers": 2}, [{"CPU": 2}], "a trial of 2 workers, and measuring, needs 3 CPUs"),
-        ({"cpus_per_worker": 2}, [{"CPU": 1}] * 4, "a trial of 1 workers does not fit this Ray cluster"),
-        ({"gpu": True}, [{"CPU": 8}], "a trial of 1 workers of one GPU needs 1 GPUs"),
+        (
+            {"workers": 2},
+            [{"CPU": 2}],
+            "a trial of 2 workers, and measuring, does not fit this Ray cluster, which has room for 1",
+        ),
+        (
+            {"cpus_per_worker": 2},
+            [{"CPU": 1}] * 4,
+            "a trial of 1 workers, and measuring, does not fit this Ray cluster",
+        ),
+        (
+            {"gpu": True},
+            [{"CPU": 8}],
+            "a trial of 1 workers of one GPU does not fit this Ray cluster, which has room for 0",
+        ),
     ],
 )
 def test_a_cluster_too_small_for_one_trial(monkeypatch, plan, machines, message):
