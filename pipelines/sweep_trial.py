@@ -95,17 +95,20 @@ def points(plan: Plan, config: TrainConfig, known: int, parent: str = "") -> Ite
     thread.start()
     while True:
         is_over = not thread.is_alive()
-        newest = checkpoints.latest(config.out)
-        if newest is not None and newest.step >= config.optim.steps:
+        steps = checkpoints.steps(config.out)
+        if steps and steps[-1] >= config.optim.steps:
             # A trial may be ended as soon as it reports its last step: by then its training must have ended well.
             thread.join()
             is_over = True
         if failures:
             raise failures[0]
-        if newest is not None and newest.step > known:
-            known = newest.step
-            value = measure(plan, config, newest)
-            yield Point(known, known * config.optim.batch, value, newest.uri, is_over)
+        # One after the other, also where training is faster than measuring: trials are compared at the same pictures.
+        fresh = [step for step in steps if step > known]
+        if fresh:
+            known = fresh[0]
+            found = checkpoints.at_step(config.out, known)
+            value = measure(plan, config, found)
+            yield Point(known, known * config.optim.batch, value, found.uri, is_over and known == steps[-1])
         elif is_over:
             return
         else:

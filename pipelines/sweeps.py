@@ -62,15 +62,20 @@ def augmentation(base: TrainConfig) -> tuple[Dimension, ...]:
 
 
 def distillation(base: TrainConfig) -> tuple[Dimension, ...]:
-    """Share of pseudo-labelled pictures in a batch, and augmentation; takes a labelled and a pseudo-labelled --train.
-
-    Score floors are made by `maskray distill` before: search them by --search 'train=choice(["a","low"],["a","high"])'.
-    """
+    """Share of pseudo-labelled pictures in a batch, and augmentation; of a labelled and a pseudo-labelled --train."""
     if len(base.train) != 2:
         raise ValueError(
             f"the sweep distillation needs two training sets, got {len(base.train)}: labelled, then pseudo-labelled"
         )
     return (Options("ratio", ([8, 2], [6, 4], [5, 5], [3, 7])), *augmentation(base))
+
+
+def score_floors(base: TrainConfig) -> tuple[Dimension, ...]:
+    """Least scores of pseudo-labels: --predictions, --pool and --floors 0.3 0.5 0.7 beside the labelled --train."""
+    labelled, *floors = base.train
+    if not floors:
+        raise ValueError("the sweep score_floors needs --floors, --predictions and --pool, and the labelled --train")
+    return (Variants("floor", {uri.rstrip("/").rsplit("/", 1)[-1]: {"train": [labelled, uri]} for uri in floors}),)
 
 
 SEARCH = Sweep(lambda base: (), algorithm=Algorithm.RANDOM, scheduler=Scheduler.ASHA)
@@ -82,6 +87,7 @@ SWEEPS: dict[str, Sweep] = {
     "learning_rate": SEARCH._replace(make=learning_rate),
     "augmentation": Sweep(augmentation),
     "distillation": Sweep(distillation),
+    "score_floors": Sweep(score_floors),
     "table_2a": Sweep(paper_sweeps.table_2a),
     "table_2b": Sweep(paper_sweeps.table_2b),
     "table_2c": Sweep(paper_sweeps.table_2c),

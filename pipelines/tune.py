@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from pipelines import commit, storage, sweep_tracking
 from pipelines.config import TrainConfig
 from pipelines.ray_session import ray_session
+from pipelines.sweep_floors import with_floors
 from pipelines.sweep_history import finished_trials
 from pipelines.sweep_results import SweepResult, Trial, finish, load_trial
 from pipelines.sweep_runner import Search, Watch, concurrency, fit, record_of, require_dashboard
@@ -108,7 +109,7 @@ def run(config: TuneConfig, name: str, say: Say) -> SweepResult:
     Raises:
         ValueError: names, values, data or the cluster do not fit; the message says what to do.
     """
-    config = settled(config, name)
+    config = with_floors(settled(config, name), say)
     plan = plan_of(config, name)
     cost = estimate(config, plan)
     say(

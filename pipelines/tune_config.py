@@ -34,6 +34,9 @@ class TuneConfig:
         out: folder or URI of the sweep; the same command with the same folder goes on where it stopped.
         search: settings to vary: NAME=loguniform(a,b), uniform(a,b), randint(a,b) or choice(x,y,...).
         set: settings of every trial: NAME=VALUE.
+        predictions: of `maskray predict` on `pool`, where floors are compared.
+        pool: prepared data set of unlabelled pictures.
+        floors: least scores of pseudo-labels; each gets a training set of its own, made before the trials.
         trials: how many; a grid takes all its combinations.
         algorithm: how choices are made; left out, that of the named sweep, else random.
         scheduler: which trials are stopped early, or, with pbt, go on from better ones; left out, that of the named
@@ -57,6 +60,9 @@ class TuneConfig:
     out: str = ""
     search: tuple[str, ...] = ()
     set: tuple[str, ...] = ()
+    predictions: str = ""
+    pool: str = ""
+    floors: tuple[float, ...] = ()
     trials: int = 16
     algorithm: Algorithm | None = None
     scheduler: Scheduler | None = None
@@ -85,8 +91,15 @@ class TuneConfig:
             if not getattr(self, name):
                 wanted = "prepared data sets" if name == "train" else "a folder"
                 raise ValueError(f"a sweep needs --{name}: give {wanted}")
+        self._check_floors()
         if self.metric.partition("/")[0] in _MEASURED and not self.val:
             raise ValueError(f"the metric {self.metric} needs --val: give a prepared data set, or --metric loss/total")
+
+    def _check_floors(self) -> None:
+        if self.floors and not (self.predictions and self.pool and len(self.train) == 1):
+            raise ValueError("floors need --predictions and --pool, and one --train: the labelled set")
+        if len(set(self.floors)) < len(self.floors):
+            raise ValueError(f"floors are {list(self.floors)}, wanted each once")
 
     @property
     def mode(self) -> str:

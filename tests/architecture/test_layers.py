@@ -83,7 +83,7 @@ pipelines.part_files | pipelines.train | pipelines.distill_report | pipelines.di
 pipelines.prepare | pipelines.distill
 pipelines.run_report | pipelines.sweep_trial | pipelines.sweeps
 pipelines.sweep_results | pipelines.sweep_runner | pipelines.tune_config
-pipelines.sweep_tracking
+pipelines.sweep_tracking | pipelines.sweep_floors
 pipelines.tune
 pipelines.demo | pipelines.cli_clusters | pipelines.cli_distill | pipelines.cli_weights
 pipelines.cli

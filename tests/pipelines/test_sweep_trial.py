@@ -44,8 +44,9 @@ def test_a_trial_reports_up_to_its_last_step(plan, trained):
     config = sweep_trial.trial_config(plan, {RATE.name: 0.01}, "a")
     found = list(sweep_trial.points(plan, config, 0))
     steps = [point.step for point in found]
-    assert set(steps) <= {2, 4, 6}
-    assert steps == sorted(set(steps))
+    # Every checkpoint, however fast the training is.
+    assert steps == [2, 4, 6]
+    assert [point.is_last for point in found] == [False, False, True]
     assert found[-1] == Point(6, 24, 6.0, f"{plan.base.out}/a/checkpoints/step-00000006", True)
     assert list(sweep_trial.points(plan, config, 6)) == []
 
@@ -90,7 +91,7 @@ def test_the_last_point_waits_for_the_training_to_end(plan, monkeypatch, trained
     config = sweep_trial.trial_config(plan, {RATE.name: 0.01}, "a")
     for point in sweep_trial.points(plan, config, 0, "the-sweep"):
         # Whoever reports it may be ended at once, and the training's run would stay open.
-        assert ended == (["the-sweep"] if point.step == 6 else [])
+        assert point.step < 6 or ended == ["the-sweep"]
 
 
 def test_what_failed_for_good_is_not_trained_again_in_the_same_attempt(plan, monkeypatch):

@@ -10,15 +10,18 @@ import types
 from pathlib import Path
 
 import pytest
+import ray
+from ray.util import placement_group_table
 
-from pipelines import cli, sweep_runner, tune
+from pipelines import cli, prepare, shapes, sweep_runner, tune
 from pipelines.presets import PRESETS, preset
-from pipelines.ray_session import RayError
+from pipelines.ray_session import RayError, ray_session
 from pipelines.sweep_runner import Watch
 from pipelines.sweep_search import Algorithm, Scheduler
 from pipelines.sweep_space import with_settings
 from pipelines.sweep_state import SweepStateError
 from pipelines.sweep_trial import Plan
+from pipelines.sweeps import SWEEPS
 from pipelines.tune_config import TuneConfig, plan_of, settled
 from tests.pipelines import tiny_run
 
@@ -266,9 +269,9 @@ def test_a_folder_is_one_sweeps(data, tmp_path):
         tune._claim(config(data, tmp_path / "t"), plan_of(first, ""))
 
 
-def command(data, out, *more):
+def command(data, out, *more, metric="loss/total"):
     return [sys.executable, "-m", "pipelines", "tune", "--search", SEARCH, "--train", data, "--out", str(out),
-            "--metric", "loss/total", "--set", "optim.steps=4", "optim.batch=2", "optim.warmup_steps=1",
+            "--metric", metric, "--set", "optim.steps=4", "optim.batch=2", "optim.warmup_steps=1",
             "--reports", "2", *more]  # fmt: skip
 
 
@@ -279,7 +282,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 def test_a_sweep_ends_with_a_table_a_page_and_the_best_run(data, tmp_path):
     out = tmp_path / "s"
     done = subprocess.run(
-        command(data, out, "--trials", "2", "--scheduler", "none"),
+        command(data, out, "--trials", "2", "--scheduler", "none", "--val", data, metric="box/AP"),
         env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -288,9 +291,11 @@ def test_a_sweep_ends_with_a_table_a_page_and_the_best_run(data, tmp_path):
     assert lines[-1] == f"best: maskray train --config {out}/best.json --out ..."
     trials = [json.loads(file.read_text()) for file in (out / "trials").glob("*/trial.json")]
     assert [len(trial["points"]) for trial in trials] == [2, 2]
-    best = min(trials, key=lambda trial: trial["points"][-1]["value"])
+    assert all(-1 <= point["value"] <= 1 for trial in trials for point in trial["points"])
+    best = max(trials, key=lambda trial: trial["points"][-1]["value"])
     chosen = json.loads((out / "best.json").read_text())["optim"]["learning_rate"]
-    assert chosen == best["choices"]["optim.learning_rate"]
+    values = {trial["choices"]["optim.learning_rate"]: trial["points"][-1]["value"] for trial in trials}
+    assert values[chosen] == best["points"][-1]["value"]
     assert (out / "report.html").is_file()
     runs = _runs(out)
     (parent,) = (run for run in runs if "mlflow.parentRunId" not in run.data.tags)
@@ -299,7 +304,7 @@ def test_a_sweep_ends_with_a_table_a_page_and_the_best_run(data, tmp_path):
     assert {run.info.status for run in runs} == {"FINISHED"}
     # The same command again changes nothing: no trial, and no second run of the sweep.
     again = subprocess.run(
-        command(data, out, "--trials", "2", "--scheduler", "none"),
+        command(data, out, "--trials", "2", "--scheduler", "none", "--val", data, metric="box/AP"),
         env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False,
     )  # fmt: skip
     assert again.returncode == 0, again.stdout + again.stderr
@@ -352,7 +357,8 @@ def _progress(out):
 @pytest.mark.parametrize("scheduler", ["asha", "hyperband", "median", "pbt"])
 def test_schedulers_end_with_all_resources_given_back(data, tmp_path, scheduler):
     out = tmp_path / "s"
-    words = command(data, out, "--trials", "4", "--scheduler", scheduler, "--set", "optim.steps=9", "optim.batch=2")
+    words = command(data, out, "--trials", "4", "--scheduler", scheduler, "--set", "optim.steps=12", "optim.batch=2",
+                    "--reports", "4")  # fmt: skip
     done = subprocess.run(
         words, env=ENVIRONMENT, cwd=tmp_path, capture_output=True, text=True, timeout=900, check=False
     )
@@ -360,4 +366,60 @@ def test_schedulers_end_with_all_resources_given_back(data, tmp_path, scheduler)
     assert (out / "best.json").is_file()
     if scheduler == "pbt":
         histories = [json.loads(file.read_text())["points"] for file in (out / "trials").glob("*/trial.json")]
-        assert all([point["step"] for point in history] == [5, 9] for history in histories)
+        assert all([point["step"] for point in history] == [3, 6, 9, 12] for history in histories)
+
+
+@pytest.mark.ray
+@pytest.mark.soak
+def test_trials_stopped_early_leave_nothing_on_a_cluster_that_stays(data, tmp_path):
+    asked = config(
+        data, tmp_path / "s", trials=4, max_concurrent=2, scheduler=Scheduler.ASHA,
+        set=("optim.steps=12", "optim.batch=2", "optim.warmup_steps=1"), reports=4,
+    )  # fmt: skip
+    with ray_session(num_cpus=3, dashboard=True):
+        tune.run(asked, "", print)
+        end = time.monotonic() + 120
+        while ray.available_resources().get("CPU") != 3 and time.monotonic() < end:
+            time.sleep(1)
+        assert ray.available_resources()["CPU"] == 3
+        assert {group["state"] for group in placement_group_table().values()} == {"REMOVED"}
+
+
+SMALL = ("optim.steps=2", "optim.batch=2", "optim.warmup_steps=1", "detector.picture.short_edge_px=32",
+         "detector.picture.long_edge_px=48")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def people(tmp_path_factory):
+    """Generated pictures whose shapes have the 17 keypoints of persons: a labelled set and another."""
+    folder = tmp_path_factory.mktemp("people")
+    shapes.generate(shapes.ShapesConfig(train=8, val=4, unlabelled=0, size_px=64, keypoints=True), folder / "raw")
+    with ray_session(num_cpus=1):
+        for split in ("train", "val"):
+            prepare.run(
+                prepare.PrepareCoco(
+                    images=str(folder / "raw" / f"{split}2017"), out=str(folder / split),
+                    annotations=str(folder / "raw" / "annotations" / f"instances_{split}2017.json"),
+                )
+            )  # fmt: skip
+    return folder
+
+
+@pytest.mark.ray
+@pytest.mark.soak
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_named_sweep_runs_on_two_cores(people, tmp_path, name):
+    train = (str(people / "train"), *([str(people / "val")] if name in ("distillation", "score_floors") else ()))
+    with ray_session(num_cpus=2, dashboard=True):
+        result = tune.run(
+            TuneConfig(
+                train=train, val=str(people / "val"), out=str(tmp_path / "s"), set=SMALL, trials=2, reports=1,
+            ),
+            name,
+            print,
+        )  # fmt: skip
+    assert [trial.error for trial in result.trials] == [""] * len(result.trials)
+    assert all(len(trial.points) == 1 and trial.is_whole for trial in result.trials)
+    assert len(result.trials) == tune.estimate(settled(TuneConfig(train=train, val="v", out="o", trials=2), name),
+                                               plan_of(TuneConfig(train=train, val=train[0], out=str(tmp_path / "t")),
+                                                       name)).trials  # fmt: skip
