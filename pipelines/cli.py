@@ -195,7 +195,7 @@ def _list(arguments: Sequence[str]) -> None:
     elif what == "sweeps":
         from pipelines.sweeps import SWEEPS
 
-        about = [(name, (make.__doc__ or "").split("\n", maxsplit=1)[0]) for name, make in SWEEPS.items()]
+        about = [(name, (known.make.__doc__ or "").split("\n", maxsplit=1)[0]) for name, known in SWEEPS.items()]
         show(table(("sweep", ""), about))
     else:
         show(table(("source", ""), [("coco", "COCO instances or keypoints json and its pictures; semantic maps"),

@@ -15,6 +15,8 @@ def doctor(arguments: Sequence[str]) -> None:
     if config.is_remote:
         # Only a process inside the cluster sees its nodes: the same command looks there, as a job.
         options = ["--address", config.address, *(["--insecure"] if config.insecure else [])]
+        options += ["--operators", config.operators.value, "--python", config.python]
+        options += ["--wheel", config.wheel] if config.wheel else []
         wanted = ["--shared", config.shared] if config.shared else []
         wanted += ["--cpus", str(config.cpus), "--gpus", str(config.gpus)]
         submit([*options, "--", "doctor", *wanted, *(["--insecure"] if config.insecure else [])], ("doctor",))
@@ -77,6 +79,7 @@ def tune(arguments: Sequence[str]) -> None:
     """Run a sweep; ends the process with 1 where every trial failed."""
     from pipelines import tune as command
     from pipelines.sweeps import SWEEPS
+    from pipelines.tune_config import TuneConfig, settled
 
     words = list(arguments)
     named = bool(words) and not words[0].startswith("-")
@@ -85,7 +88,7 @@ def tune(arguments: Sequence[str]) -> None:
             f"tune needs a sweep, got {words[0]!r}: one of {', '.join(SWEEPS)}, or --search NAME=KIND(...)"
         )
     name = words.pop(0) if named else ""
-    config = parse(command.TuneConfig, words, f"tune {name}".strip())
+    config = settled(parse(TuneConfig, words, f"tune {name}".strip()), name)
     result = command.run(config, name, show)
     names = list(result.trials[0].choices) if result.trials else []
     rows = [

@@ -83,8 +83,15 @@ def check_closed(url: str, *, insecure: bool) -> None:
             f"{url} answers without a token, so anyone who reaches it can run code there: start its nodes with "
             "RAY_AUTH_MODE=token, or accept it by --insecure"
         )
-    if answer != HTTPStatus.OK and _ask(url, find_token())[0] != HTTPStatus.OK:
+    if answer == HTTPStatus.OK:
+        return
+    with_token, _ = _ask(url, find_token())
+    if with_token in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
         raise AccessError(f"{url} refuses the token: take the cluster's own ~/.ray/auth_token")
+    if with_token != HTTPStatus.OK:
+        raise AccessError(
+            f"{url} is no Ray dashboard (status {with_token}): check the address, and what stands before it"
+        )
 
 
 def ray_version(url: str) -> str:

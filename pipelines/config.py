@@ -7,6 +7,7 @@ from typing import Any
 
 from model.config import DetectorConfig
 from model.settings import to_dict
+from pipelines import secrets
 from pipelines.geometry import AugmentConfig
 from pipelines.optim import OptimConfig
 from pipelines.order import SamplingConfig
@@ -179,6 +180,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without looking at the data."""
+        if secrets.has_password(self.tracking_uri):
+            raise ValueError(
+                "tracking_uri holds a password, which would be logged: leave it out, and set "
+                "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD on the nodes"
+            )
         if self.ratio and (len(self.ratio) != len(self.train) or min(self.ratio) < 1):
             raise ValueError(
                 f"ratio needs a number >= 1 for each of the {len(self.train)} training sets, got {self.ratio}"

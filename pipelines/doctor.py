@@ -12,8 +12,9 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines import cluster_access, commit, node_facts, storage
+from pipelines.job_wheel import Operators
 from pipelines.node_facts import NodeFacts
-from pipelines.ray_session import RayError, ray_session
+from pipelines.ray_session import ray_session
 
 _PROBE_TIMEOUT_S = 120.0
 _LEAST_STORE_BYTES = 200_000_000  # a few batches and checkpoints; Ray refuses less than 75 MB itself
@@ -31,6 +32,9 @@ class DoctorConfig:
         cpus: that the cluster must have at least.
         gpus: the same for GPUs.
         insecure: accept a cluster that asks for no token.
+        wheel: of the job where the check runs as one; see `maskray submit`.
+        operators: the same.
+        python: the same.
     """
 
     address: str = ""
@@ -38,6 +42,9 @@ class DoctorConfig:
     cpus: int = 1
     gpus: int = 0
     insecure: bool = False
+    wheel: str = ""
+    operators: Operators = Operators.WHEEL
+    python: str = "python"
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -70,7 +77,7 @@ def run(config: DoctorConfig) -> list[Finding]:
     """Check the cluster that this process can join.
 
     Raises:
-        RayError: no cluster at the address, or a node that does not answer.
+        RayError: no cluster at the address.
     """
     with ray_session(config.address or None):
         return list(_check_all(config))
@@ -85,8 +92,15 @@ def _check_all(config: DoctorConfig) -> Iterator[Finding]:
     yield from _amounts(totals, config)
     facts = _probe(alive, config.shared)
     for node in alive:
-        yield from check_node(names[node["NodeID"]], facts[node["NodeID"]], node["Resources"], len(alive), config)
-    yield from check_versions({names[key]: found.versions for key, found in facts.items()})
+        found, name = facts[node["NodeID"]], names[node["NodeID"]]
+        if isinstance(found, str):
+            advice = "see that maskray, torch and Ray are installed there as elsewhere, and that nodes reach each other"
+            yield Finding("answer", name, found, advice)
+        else:
+            yield from check_node(name, found, node["Resources"], len(alive), config)
+    answered = {names[key]: found.versions for key, found in facts.items() if not isinstance(found, str)}
+    if answered:
+        yield from check_versions(answered)
 
 
 def _dashboard_and_token(config: DoctorConfig) -> Finding:
@@ -108,14 +122,12 @@ def _amounts(totals: Mapping[str, float], config: DoctorConfig) -> Iterator[Find
         yield Finding(f"{kind}s", "cluster", f"{have:g}", advice)
 
 
-def _probe(alive: Sequence[Mapping[str, Any]], shared: str) -> dict[str, NodeFacts]:
-    """Facts by node id, measured on every node at the same time."""
+def _probe(alive: Sequence[Mapping[str, Any]], shared: str) -> dict[str, NodeFacts | str]:
+    """Facts by node id, measured on every node at the same time; of a node that does not answer, why."""
     mark = f".maskray-doctor-{uuid.uuid4().hex[:12]}"
     driver_file = f"{mark}-driver"
     place = storage.canonical_uri(shared) if shared else ""
-    if place:
-        filesystem, folder = storage.open_uri(place)
-        commit.write_file(filesystem, storage.join(folder, driver_file), b"driver")
+    unwritten = _write(place, driver_file) if place else ""
     measure = ray.remote(num_cpus=0, max_retries=0)(node_facts.measure)
     asked = {
         node["NodeID"]: measure.options(
@@ -123,20 +135,42 @@ def _probe(alive: Sequence[Mapping[str, Any]], shared: str) -> dict[str, NodeFac
         ).remote(node["NodeManagerAddress"], place, f"{mark}-{node['NodeID'][:12]}", driver_file)
         for node in alive
     }
+    # Each by itself: one node that is silent must not hide what the others say.
+    ray.wait(list(asked.values()), num_returns=len(asked), timeout=_PROBE_TIMEOUT_S)
+    found: dict[str, NodeFacts | str] = {key: _answer(answer) for key, answer in asked.items()}
+    if unwritten:
+        found = {key: one if isinstance(one, str) else one._replace(shared=unwritten) for key, one in found.items()}
+    elif place:
+        _clean(place, mark)
+    return found
+
+
+def _answer(answer: Any) -> NodeFacts | str:
+    """The facts of a node, or why there are none."""
     try:
-        answers = dict(zip(asked, ray.get(list(asked.values()), timeout=_PROBE_TIMEOUT_S), strict=True))
+        return NodeFacts(**ray.get(answer, timeout=0))
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(answer, force=True)
+        return f"silent for {_PROBE_TIMEOUT_S:g} s"
     except ray.exceptions.RayError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-        raise RayError(
-            f"a node did not answer ({reason}): see that maskray, torch and Ray are installed alike on every node, "
-            "and that nodes reach each other"
-        ) from error
-    finally:
-        if place:
-            for info in storage.list_files(filesystem, folder):
-                if info.base_name.startswith(mark):
-                    storage.delete_file(filesystem, info.path)
-    return {key: NodeFacts(**found) for key, found in answers.items()}
+        return (str(error).strip().splitlines() or [type(error).__name__])[-1]
+
+
+def _write(place: str, name: str) -> str:
+    """Write the driver's file into the shared place; empty, or why that failed."""
+    try:
+        filesystem, folder = storage.open_uri(place)
+        commit.write_file(filesystem, storage.join(folder, name), b"driver")
+    except (OSError, ValueError) as error:
+        return (str(error).splitlines() or [type(error).__name__])[0]
+    return ""
+
+
+def _clean(place: str, mark: str) -> None:
+    filesystem, folder = storage.open_uri(place)
+    for info in storage.list_files(filesystem, folder):
+        if info.base_name.startswith(mark):
+            storage.delete_file(filesystem, info.path)
 
 
 def check_node(

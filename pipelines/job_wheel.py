@@ -8,6 +8,7 @@ image.
 from __future__ import annotations
 
 import base64
+import enum
 import hashlib
 import os
 import re
@@ -20,9 +21,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 _SOURCES = ("pyproject.toml", "setup.py", "README.md", "csrc", "model", "pipelines")
+_OPERATORS = "_maskray_ops"
 _BUILD_SETTINGS = ("MASKRAY_CUDA", "MASKRAY_CUDA_ARCHS", "CUDA_HOME")
 _NAME = re.compile(r"^(?P<name>maskray)-(?P<version>[0-9][^-+]*)(?:\+[^-]*)?-(?P<tags>[^-]+-[^-]+-[^-]+)\.whl$")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file of the copy: equal content makes equal bytes
+
+
+class Operators(enum.Enum):
+    """Whose compiled operators a job uses."""
+
+    WHEEL = "wheel"
+    IMAGE = "image"  # those installed on the nodes
 
 
 class WheelError(ValueError):
@@ -64,18 +73,19 @@ def build(cache: Path | None = None) -> Path:
         return made[0].replace(folder / made[0].name)
 
 
-def for_job(wheel: Path, folder: Path) -> Path:
+def for_job(wheel: Path, folder: Path, operators: Operators = Operators.WHEEL) -> Path:
     """A copy of a wheel with its requirements removed, and the hash of its content in its version.
 
     Args:
         wheel: of maskray.
         folder: takes the copy.
+        operators: with those of the image the copy has none of its own, which would hide them, and runs anywhere.
 
     Returns:
         The copy, ``maskray-VERSION+hHASH-TAGS.whl``.
 
     Raises:
-        WheelError: not a wheel of maskray, or without its compiled operators.
+        WheelError: not a wheel of maskray, without its compiled operators, or with those of another system than Linux.
     """
     match = _NAME.match(wheel.name)
     if not match or not wheel.is_file():
@@ -85,14 +95,22 @@ def for_job(wheel: Path, folder: Path) -> Path:
             files = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
     except zipfile.BadZipFile as error:
         raise WheelError(f"{wheel} is damaged ({error}): build it again") from error
-    if not any(name.startswith("_maskray_ops") for name in files):
+    tags = match["tags"]
+    if operators is Operators.IMAGE:
+        files, tags = {name: data for name, data in files.items() if not name.startswith(_OPERATORS)}, "py3-none-any"
+    elif not any(name.startswith(_OPERATORS) for name in files):
         raise WheelError(f"{wheel} lacks the compiled operators: build it with `pip wheel --no-deps .`")
+    elif re.search("macosx|win", tags):
+        raise WheelError(
+            f"{wheel} was built for another system than the nodes' Linux: use the operators of their image "
+            "(--operators image), or give a wheel built on Linux"
+        )
     kept = {name: data for name, data in files.items() if not name.endswith(".dist-info/RECORD")}
     digest = hashlib.sha256()
     for name in sorted(kept):
         digest.update(f"{name}\0{len(kept[name])}\0".encode() + kept[name])
     version = f"{match['version']}+h{digest.hexdigest()[:16]}"
-    target = folder / f"maskray-{version}-{match['tags']}.whl"
+    target = folder / f"maskray-{version}-{tags}.whl"
     _write(target, {_renamed(name, version): _plain(name, data, version) for name, data in kept.items()})
     return target
 

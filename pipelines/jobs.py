@@ -10,17 +10,13 @@ import contextlib
 import dataclasses
 import hashlib
 import re
-import shlex
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from pipelines import job_wheel
-from pipelines.job_cluster import Cluster, Job, JobError, Say
-
-_BAD_INPUT = 2  # exit code of a command whose input is wrong: another attempt would end the same way
-_SECRET_NAME = re.compile(r"token|secret|password|passwd|credential|api_?key|access_?key", re.IGNORECASE)
-_PASSWORD_IN_URI = re.compile(r"://[^/\s@]*:[^/\s@]+@")
+from pipelines import job_wheel, secrets
+from pipelines.job_cluster import Cluster, Job, JobError, Say, Way, as_text
+from pipelines.job_wheel import Operators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +27,9 @@ class SubmitConfig:
         address: URL of the cluster's dashboard; empty takes RAY_API_SERVER_ADDRESS, then http://127.0.0.1:8265.
         name: of the job; empty makes one from the command, so that the same command is the same job.
         wheel: a built wheel of maskray to send; empty builds this source tree (once for each state of it).
-        retries: further attempts after one that failed for another reason than bad input.
+        operators: the compiled operators that the job uses: those of the wheel, or those installed on the nodes, which
+            have CUDA where the image does and this machine does not.
+        retries: further attempts, inside the job, after one that failed for another reason than bad input.
         detach: do not wait for the end.
         env: NAME=VALUE to set in the job; not for secrets, which everyone who reaches the cluster could read.
         python: the interpreter on the nodes that has torch and Ray.
@@ -41,6 +39,7 @@ class SubmitConfig:
     address: str = ""
     name: str = ""
     wheel: str = ""
+    operators: Operators = Operators.WHEEL
     retries: int = 0
     detach: bool = False
     env: tuple[str, ...] = ()
@@ -51,15 +50,13 @@ class SubmitConfig:
         """Check what can be checked without the cluster."""
         if self.retries < 0:
             raise ValueError(f"retries must be >= 0, got {self.retries}")
-        if self.retries and self.detach:
-            raise ValueError("retries need someone who waits for the end: leave out --detach or --retries")
         if self.name and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}", self.name):
             raise ValueError(f"name is {self.name!r}, wanted at most 63 letters, digits, dots, dashes and underscores")
         for pair in self.env:
             name, separator, value = pair.partition("=")
             if not separator or not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"env takes NAME=VALUE, got {pair!r}")
-            if _SECRET_NAME.search(name) or _PASSWORD_IN_URI.search(value):
+            if secrets.is_name_of_secret(name) or secrets.has_password(value):
                 raise ValueError(
                     f"env {name} looks like a secret, and a job's environment is logged: give it to the nodes instead"
                 )
@@ -104,7 +101,7 @@ def clean_command(words: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, 
         got = repr(command[0]) if command else "none"
         raise JobError(f"submit needs a command after --, got {got}: one of {', '.join(known)}")
     for word in command:
-        if _PASSWORD_IN_URI.search(word):
+        if secrets.has_password(word):
             raise JobError(
                 "the command holds a password in a URI, and commands are logged: give it to the nodes instead"
             )
@@ -112,13 +109,13 @@ def clean_command(words: tuple[str, ...], known: tuple[str, ...]) -> tuple[str, 
 
 
 @contextlib.contextmanager
-def _job_wheel(given: str) -> Iterator[Path]:
+def _job_wheel(given: str, operators: Operators) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="maskray-job-") as folder:
-        yield job_wheel.for_job(Path(given) if given else job_wheel.build(), Path(folder))
+        yield job_wheel.for_job(Path(given) if given else job_wheel.build(), Path(folder), operators)
 
 
 def run(config: SubmitConfig, command: tuple[str, ...], say: Say, show_log: Say) -> Job:
-    """Submit a command and follow it to its end, with further attempts where it fails.
+    """Submit a command and follow it to its end, unless it runs already: then only follow it.
 
     Args:
         config: where and how.
@@ -136,28 +133,22 @@ def run(config: SubmitConfig, command: tuple[str, ...], say: Say, show_log: Say)
     name = config.name or name_of(command)
     last = cluster.latest(name)
     if last and not last.is_over:
+        if last.command != as_text(command):
+            raise JobError(f"{last.id} runs another command ({last.command}): stop it first, or choose another --name")
         say(f"{last.id} runs already: following it")
-    left = config.retries
-    while True:
-        if last and not last.is_over:
-            job = last
-        else:
-            with _job_wheel(config.wheel) as wheel:
-                job = cluster.start(
-                    name, command, wheel, config.python, dict(pair.split("=", 1) for pair in config.env)
-                )
-                say(f"submitted {job.id} to {cluster.url}: maskray {shlex.join(command)}\n  code: {wheel.name}")
-        if config.detach:
-            return job
-        try:
-            job = cluster.follow(job.id, show_log)
-        except KeyboardInterrupt:
-            say(f"{job.id} goes on; follow it with `maskray jobs --attach {name}`, stop it with --stop {name}")
-            return cluster.job(job.id)
-        if job.status != "FAILED" or job.exit_code == _BAD_INPUT or not left:
-            return job
-        say(f"{job.id} failed ({job.message}); {left} further attempts")
-        last, left = None, left - 1
+        job = last
+    else:
+        env = dict(pair.split("=", 1) for pair in config.env)
+        with _job_wheel(config.wheel, config.operators) as wheel:
+            job = cluster.start(name, command, config.retries, wheel, Way(config.python, env))
+            say(f"submitted {job.id} to {cluster.url}: {as_text(command)}\n  code: {wheel.name}")
+    if config.detach:
+        return job
+    try:
+        return cluster.follow(job.id, show_log)
+    except KeyboardInterrupt:
+        say(f"{job.id} goes on; follow it with `maskray jobs --attach {name}`, stop it with --stop {name}")
+        return cluster.job(job.id)
 
 
 def manage(config: JobsConfig, say: Say, show_log: Say) -> list[Job]:
@@ -173,7 +164,7 @@ def manage(config: JobsConfig, say: Say, show_log: Say) -> list[Job]:
     wanted = config.attach or config.stop
     if not wanted:
         return cluster.jobs()
-    job = cluster.latest(wanted)
+    job = cluster.find(wanted)
     if job is None:
         names = sorted({known.name for known in cluster.jobs()})
         raise JobError(f"{cluster.url} has no job {wanted!r}: it has {', '.join(names) or 'none'}")

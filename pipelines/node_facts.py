@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import os
 import platform
 import socket
-import struct
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from model.ops import extension
 from pipelines import commit, storage
-
-_SIOCGIFADDR = 0x8915  # linux/sockios.h: the IPv4 address of an interface
+from pipelines.network import interface_of
 
 
 class NodeFacts(NamedTuple):
@@ -40,19 +37,6 @@ class NodeFacts(NamedTuple):
     interface: str
     shm_bytes: int
     shared: str
-
-
-def interface_of(address: str) -> str:
-    """The network interface that has an IPv4 address; empty where none has, or outside Linux."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            try:
-                answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", name.encode()[:15]))
-            except OSError:
-                continue  # an interface without an address
-            if socket.inet_ntoa(answer[20:24]) == address:
-                return name
-    return ""
 
 
 def _version(package: str, absent: str = "missing") -> str:

@@ -7,8 +7,10 @@ the same things at a small scale.
 from collections.abc import Mapping
 from typing import Any
 
+from model.config import Norm
 from model.config.switches import FeatureKind
 from pipelines.config import TrainConfig
+from pipelines.optim import OptimConfig
 from pipelines.sweep_space import Dimension, Options, Variants
 
 Settings = Mapping[str, Any]
@@ -25,12 +27,24 @@ _KEYPOINT: Settings = {"detector.mask.enabled": False, "detector.keypoint.enable
 _BOTH: Settings = {"detector.mask.enabled": True, "detector.keypoint.enabled": True}
 
 
+def longer(optim: OptimConfig, times: int) -> dict[str, Any]:
+    """A schedule so many times as long, in steps or epochs as it is given, its milestones moved with it."""
+    length = {"optim.epochs": optim.epochs * times} if optim.epochs else {"optim.steps": optim.steps * times}
+    return {**length, "optim.milestones": [milestone * times for milestone in optim.milestones]}
+
+
 def _pooling(operation: str, reduction: str) -> Settings:
     return {
         "detector.pooler.operation": operation,
         "detector.pooler.reduction": reduction,
         "detector.pooler.sampling_ratio": 2,  # the paper's four samples a bin
     }
+
+
+def _norm_for_c4(base: TrainConfig) -> Settings:
+    """A norm for every row of a table with rows on C4, whose fifth stage cannot count padding out of a batch's mean."""
+    counts_batch = base.detector.backbone.norm in (Norm.BATCH, Norm.SYNC)
+    return {"detector.backbone.norm": "group"} if counts_batch else {}
 
 
 def _rows(rows: Mapping[str, Settings]) -> tuple[Dimension, ...]:
@@ -40,14 +54,15 @@ def _rows(rows: Mapping[str, Settings]) -> tuple[Dimension, ...]:
 def table_2a(base: TrainConfig) -> tuple[Dimension, ...]:
     """Backbone: two depths on C4 and on FPN, and a ResNeXt of the larger depth."""
     small, large = (50, 101) if base.detector.backbone.depth >= 50 else (18, 34)
+    norm = _norm_for_c4(base)
     rows: dict[str, Settings] = {
-        f"R{depth}-{name}": {"detector.backbone.depth": depth, **features}
+        f"R{depth}-{name}": {"detector.backbone.depth": depth, **features, **norm}
         for name, features in (("C4", _C4), ("FPN", _FPN))
         for depth in (small, large)
     }
     if large >= 50:  # groups live in bottlenecks
         rows["X101-FPN"] = {"detector.backbone.depth": 101, "detector.backbone.groups": 64,
-                            "detector.backbone.group_width": 4, **_FPN}  # fmt: skip
+                            "detector.backbone.group_width": 4, **_FPN, **norm}  # fmt: skip
     return _rows(rows)
 
 
@@ -60,7 +75,10 @@ def table_2c(base: TrainConfig) -> tuple[Dimension, ...]:
     """RoIPool, RoIWarp and RoIAlign, by maximum and average, on C4."""
     pairs = [("pool", "max"), ("warp", "max"), ("warp", "average"), ("align", "max"), ("align", "average")]
     return _rows(
-        {f"{operation}-{reduction}": {**_C4, **_pooling(operation, reduction)} for operation, reduction in pairs}
+        {
+            f"{operation}-{reduction}": {**_C4, **_norm_for_c4(base), **_pooling(operation, reduction)}
+            for operation, reduction in pairs
+        }
     )
 
 
@@ -84,7 +102,7 @@ def class_agnostic(base: TrainConfig) -> tuple[Dimension, ...]:
 
 
 def table_3(base: TrainConfig) -> tuple[Dimension, ...]:
-    """Boxes alone, with RoIPool and with RoIAlign, and with masks learned beside them."""
+    """Boxes alone, with RoIPool and with RoIAlign, and with masks learned beside them; compared by their boxes."""
     return _rows({
         "box-pool": {**_BOX_ONLY, **_pooling("pool", "max")},
         "box-align": {**_BOX_ONLY, **_pooling("align", "average")},
@@ -93,7 +111,7 @@ def table_3(base: TrainConfig) -> tuple[Dimension, ...]:
 
 
 def table_5(base: TrainConfig) -> tuple[Dimension, ...]:
-    """People: boxes, masks, keypoints, and all of them together; needs data with keypoints."""
+    """People: boxes, masks, keypoints, and all of them together, compared by their boxes; needs keypoints."""
     return _rows({"box": _BOX_ONLY, "mask": _MASK, "keypoint": _KEYPOINT, "keypoint-and-mask": _BOTH})
 
 
@@ -108,8 +126,7 @@ def table_6(base: TrainConfig) -> tuple[Dimension, ...]:
 def _enhanced(base: TrainConfig, heads: Settings) -> tuple[Dimension, ...]:
     edge = base.detector.picture.short_edge_px
     scales = {"augment.short_edges_px": [round(edge * share) for share in (0.8, 0.85, 0.9, 0.95, 1.0)]}
-    longer = {"optim.steps": 2 * base.optim.steps, "optim.milestones": [2 * step for step in base.optim.milestones]}
-    steps: dict[str, Settings] = {"baseline": {}, "longer": longer, "scales": scales}
+    steps: dict[str, Settings] = {"baseline": {}, "longer": longer(base.optim, 2), "scales": scales}
     if base.detector.backbone.depth >= 50:
         steps["resnext"] = {"detector.backbone.depth": 101, "detector.backbone.groups": 32,
                             "detector.backbone.group_width": 8}  # fmt: skip

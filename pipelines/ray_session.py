@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
+import re
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
 import ray
+from ray.autoscaler.sdk import request_resources
+from ray.experimental.internal_kv import _internal_kv_get
+
+_GROW_WITHIN_S = 1200.0  # a cloud's machine comes within minutes, or there is none to be had
+_SAY_EVERY_S = 60.0
 
 
 class RayError(ValueError):
@@ -96,6 +103,8 @@ def _native_notices_hidden() -> Iterator[None]:
 def require_cpus(number: float, what: str) -> None:
     """Refuse work that the connected cluster can never start, which Ray itself would wait for without end.
 
+    A cluster that adds machines by itself is asked for them, and waited for.
+
     Args:
         number: CPUs wanted at the same time.
         what: that wants them, for the message.
@@ -116,11 +125,62 @@ def require_gpus(number: float, what: str) -> None:
 
 
 def _require(kind: str, number: float, what: str) -> None:
-    have = float(ray.cluster_resources().get(kind, 0.0))
-    if have < number:
+    def have() -> float:
+        return float(ray.cluster_resources().get(kind, 0.0))
+
+    missing = [{kind: 1.0}] * math.ceil(number)
+    if have() < number and not _grown(missing, lambda: have() >= number, what, 0.0, threading.Event()):
         raise RayError(
-            f"{what} needs {number:g} {kind}s and this Ray cluster has {have:g}: ask for fewer workers, or add nodes"
+            f"{what} needs {number:g} {kind}s and this Ray cluster has {have():g}: ask for fewer workers, or add nodes"
         )
+
+
+def autoscales() -> bool:
+    """Whether the connected cluster adds machines by itself: whether its autoscaler knows kinds of them to add."""
+    if not ray.is_initialized():
+        return False
+    config = ray._private.state.state.get_cluster_config()  # of the second version, which Kubernetes has
+    kinds = [group.name for group in config.node_group_configs] if config else []
+    status = _internal_kv_get("__autoscaling_status")  # of the first, which the launcher starts
+    if status:
+        kinds += list((json.loads(status).get("autoscaler_report") or {}).get("active_nodes") or {})
+    # One that only looks on calls each machine a kind of its own.
+    return any(not re.fullmatch("node_[0-9a-f]{40,}", kind) for kind in kinds)
+
+
+def _grown(
+    bundles: list[dict[str, float]], is_enough: Callable[[], bool], what: str, wait_s: float, ended: threading.Event
+) -> bool:
+    """Wait for machines: those that somebody adds, or those that the cluster adds when it is asked.
+
+    Args:
+        bundles: wanted at the same time, each whole on one machine.
+        is_enough: whether they fit.
+        what: wants them, for people.
+        wait_s: seconds to wait for machines that somebody adds.
+        ended: ends the waiting when it is set.
+    """
+    grows = autoscales() and not ended.is_set()
+    begun, said = time.monotonic(), float("-inf")
+    end = begun + max(wait_s, _GROW_WITHIN_S if grows else 0.0)
+    if grows:
+        request_resources(bundles=bundles)
+    try:
+        while not is_enough() and not ended.is_set():
+            now = time.monotonic()
+            if now >= end:
+                return False
+            if grows and now - said >= _SAY_EVERY_S:
+                said = now
+                sys.stderr.write(
+                    f"{what}: the cluster was asked for machines {now - begun:.0f} s ago, waiting for them\n"
+                )
+            ended.wait(min(1.0, max(0.05, end - now)))
+        return True
+    finally:
+        if grows:
+            # The machines are there, and stay while something runs on them or comes soon.
+            request_resources(bundles=[])
 
 
 class Share(NamedTuple):
@@ -176,14 +236,16 @@ def require_workers(
     Raises:
         RayError: there is not enough room, and why.
     """
-    deadline, ended = time.monotonic() + wait_s, ended or threading.Event()
-    while room_for(each, besides) < count and not ended.is_set():
-        if time.monotonic() >= deadline:
-            machines = [node for node in ray.nodes() if node["Alive"]]
-            rows = [(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0)) for n in machines]
-            have = "; ".join(f"{rows.count(row)} x ({row[0]:g} CPUs, {row[1]:g} GPUs)" for row in dict.fromkeys(rows))
-            raise RayError(
-                f"{what} does not fit this Ray cluster, which has room for {room_for(each, besides)}: its machines are "
-                f"{have or 'none'}; ask for fewer or smaller workers, or add machines"
-            )
-        ended.wait(min(1.0, max(0.05, deadline - time.monotonic())))
+    ended = ended or threading.Event()
+    shares = [each] * count + ([besides] if besides != Share(0, 0) else [])
+    bundles = [{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})} for share in shares]
+    if room_for(each, besides) < count and not _grown(
+        bundles, lambda: room_for(each, besides) >= count, what, wait_s, ended
+    ):
+        machines = [node for node in ray.nodes() if node["Alive"]]
+        rows = [(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0)) for n in machines]
+        have = "; ".join(f"{rows.count(row)} x ({row[0]:g} CPUs, {row[1]:g} GPUs)" for row in dict.fromkeys(rows))
+        raise RayError(
+            f"{what} does not fit this Ray cluster, which has room for {room_for(each, besides)}: its machines are "
+            f"{have or 'none'}; ask for fewer or smaller workers, or add machines"
+        )

@@ -1,8 +1,7 @@
 """The demo's data set: pictures of textured shapes that hide each other, in the true layout of COCO 2017.
 
-Owns what is drawn and how it is annotated. A picture depends on (config, split, position in the split) only;
-so a folder can be generated again, byte for byte under the same numpy and Pillow, and a larger split begins
-with a smaller one's pictures.
+Owns what is drawn and how it is annotated. A picture depends on (config, split, position in the split) only; so a folder
+can be generated again, byte for byte under the same numpy and Pillow; a larger split begins with a smaller one's pictures.
 """
 
 import json
@@ -22,6 +21,8 @@ from pipelines.shape_drawing import Layer, background, lighting, shape
 
 # Ids have gaps, as COCO's have: a reader that takes them for labels must fail on the demo.
 CATEGORIES = ((1, "disc"), (3, "triangle"), (7, "ring"), (18, "square"), (44, "star"))
+_SIDES = ("eye", "ear", "shoulder", "elbow", "wrist", "hip", "knee", "ankle")
+KEYPOINTS = ("nose", *(f"{side}_{part}" for part in _SIDES for side in ("left", "right")))
 _SPLITS: tuple[str, ...] = ("train", "val", "unlabeled")
 _ASPECTS_HW: tuple[tuple[float, float], ...] = ((1.0, 1.0), (1.0, 1.0), (0.75, 1.0), (1.0, 0.75))
 _INFO = {"description": "maskray demo shapes", "version": "1", "year": 2017}
@@ -43,6 +44,7 @@ class ShapesConfig:
         empty: Share of pictures without an object, 0 to 1.
         crowds: Share of pictures with a crowd region, 0 to 1.
         min_visible_px: Objects with fewer visible pixels are drawn but not annotated.
+        keypoints: Objects carry the 17 keypoints of COCO's persons, at fixed places of their boxes.
         seed: Everything random follows from it.
 
     Raises:
@@ -60,6 +62,7 @@ class ShapesConfig:
     crowds: float = 0.06
     min_visible_px: int = 40
     seed: int = 0
+    keypoints: bool = False
 
     def __post_init__(self) -> None:
         """Check each value's range."""
@@ -217,14 +220,15 @@ def _write_split(config: ShapesConfig, split: str, count: int, folder: Path) -> 
         (folder / name).write_bytes(data.getvalue())
         height, width = picture.rgb.shape[:2]
         images.append({"id": image_id, "file_name": name, "height": height, "width": width, "license": 1})
-        annotations += _annotations(picture, image_id)
+        annotations += _annotations(picture, image_id, config.keypoints)
     used = CATEGORIES[: config.classes]
+    points = {"keypoints": list(KEYPOINTS), "skeleton": []} if config.keypoints else {}
     return {
         "info": _INFO,
         "licenses": _LICENCES,
         "images": images,
         "annotations": annotations,
-        "categories": [{"id": number, "name": name, "supercategory": "shape"} for number, name in used],
+        "categories": [{"id": number, "name": name, "supercategory": "shape", **points} for number, name in used],
     }
 
 
@@ -237,7 +241,7 @@ def _image_ids(seed: int, split: str) -> Iterator[int]:
         yield image_id
 
 
-def _annotations(picture: Picture, image_id: int) -> list[dict[str, object]]:
+def _annotations(picture: Picture, image_id: int, keypoints: bool) -> list[dict[str, object]]:
     """COCO's annotation rows of one picture: crowds as uncompressed run lengths, objects as polygons."""
     rows: list[dict[str, object]] = []
     for position, (label, crowd, mask) in enumerate(picture.objects):
@@ -251,14 +255,28 @@ def _annotations(picture: Picture, image_id: int) -> list[dict[str, object]]:
                 "area": int(mask.sum()),
                 "bbox": list(tight_box_xywh(mask)),
                 "segmentation": runs if crowd else to_polygons(mask),
+                **(_keypoints(mask, crowd) if keypoints else {}),
             }
         )
     return rows
 
 
+def _keypoints(mask: NDArray[np.uint8], crowd: bool) -> dict[str, object]:
+    """COCO's x, y, v of each keypoint, on rows of the box from head to foot: seen where the object is, else hidden."""
+    x, y, width, height = tight_box_xywh(mask)
+    values: list[int] = []
+    for at, name in enumerate(KEYPOINTS):
+        side = 0.8 if name.startswith("left") else 0.2 if name.startswith("right") else 0.5
+        column, row = int(x + side * (width - 1)), int(y + (at + 0.5) / len(KEYPOINTS) * (height - 1))
+        values += [0, 0, 0] if crowd else [column, row, 2 if mask[row, column] else 1]
+    return {"keypoints": values, "num_keypoints": 0 if crowd else len(KEYPOINTS)}
+
+
 def _claim(config: ShapesConfig, out: Path) -> None:
     """Make ``out`` ours, or say why it cannot be."""
     marker, wanted = out / "generator.json", json.loads(json.dumps(asdict(config)))
+    if not wanted["keypoints"]:
+        del wanted["keypoints"]  # folders older than this setting are the same ones
     if marker.exists():
         if json.loads(marker.read_text("utf-8")) != wanted:
             raise ValueError(f"{out} holds shapes of another config: choose another folder")

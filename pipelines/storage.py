@@ -14,6 +14,8 @@ from pathlib import Path, PurePosixPath
 import pyarrow as pa
 from pyarrow import fs as pafs
 
+from pipelines import secrets
+
 
 class StorageError(ValueError):
     """A path or URI that cannot be used; the message is one line that says what to do."""
@@ -30,11 +32,16 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         The file system and the path inside it, without a trailing slash.
 
     Raises:
-        StorageError: the text is empty, holds a NUL, is no Unicode, or is a URI of a scheme that pyarrow cannot open.
+        StorageError: the text is empty, holds a NUL or a password, is no Unicode, or is a URI that pyarrow cannot open.
     """
     if not uri or "\0" in uri:
         raise StorageError(
             f"cannot open {uri!r}: it is not a path or URI; give a folder such as out/train or s3://bucket/train"
+        )
+    if secrets.has_password(uri):
+        raise StorageError(
+            f"cannot open a URI of {uri.partition('://')[0]} with a password in it, which would be logged: leave it "
+            "out, and give the nodes a role or a credentials file"
         )
     local = "" if "://" in uri else str(Path(uri).expanduser().absolute())
     try:

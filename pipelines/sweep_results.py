@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 from model.settings import to_dict
 from pipelines import commit, storage
 from pipelines.html import Page
-from pipelines.sweep_trial import Plan, Point, load_choices, load_history, trial_config
+from pipelines.sweep_history import Point, load_choices, load_history
+from pipelines.sweep_trial import Plan, trial_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +37,11 @@ class Trial:
         """The metric at its last checkpoint."""
         return self.points[-1].value if self.points else None
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was trained to its own end; else it was stopped early, or failed."""
+        return bool(self.points) and self.points[-1].is_last
+
 
 class SweepResult(NamedTuple):
     """What came of a sweep.
@@ -57,9 +63,12 @@ def load_trial(trial_id: str, run: str, choices: Mapping[str, Any], error: str) 
 
 
 def best_first(trials: Sequence[Trial], mode: str) -> tuple[Trial, ...]:
-    """Trials by their last value, those that were stopped early by how far they came; failed ones last."""
+    """Trials by their last value: first those that reached their own last step, then others, failed ones last.
+
+    A trial that was stopped half way is not the best run: trained to its end it might be better, or worse.
+    """
     sign = -1 if mode == "max" else 1
-    return tuple(sorted(trials, key=lambda t: (t.value is None, sign * (t.value or 0.0), t.id)))
+    return tuple(sorted(trials, key=lambda t: (t.value is None, not t.is_whole, sign * (t.value or 0.0), t.id)))
 
 
 def finish(out: str, plan: Plan, mode: str, trials: Sequence[Trial]) -> SweepResult:
@@ -84,14 +93,18 @@ def finish(out: str, plan: Plan, mode: str, trials: Sequence[Trial]) -> SweepRes
 
 def _page(place: str, plan: Plan, trials: Sequence[Trial]) -> str:
     page = Page(f"Sweep {place.rsplit('/', 1)[-1]}")
-    page.paragraph(f"{len(trials)} trials, ordered by {plan.metric} at their last checkpoint.")
+    whole = sum(trial.is_whole for trial in trials)
+    page.paragraph(
+        f"{len(trials)} trials, ordered by {plan.metric} at their last checkpoint; the {whole} that reached their own "
+        "last step come before those that were stopped early."
+    )
     names = [dimension.name for dimension in plan.dimensions]
     rows: list[list[str | float | int | None]] = [
-        [trial.id, trial.value, trial.points[-1].samples if trial.points else None,
+        [trial.id, trial.value, trial.points[-1].samples if trial.points else None, "" if trial.is_whole else "early",
          *(_plain(trial.choices.get(name)) for name in names), trial.error]
         for trial in trials
     ]  # fmt: skip
-    page.table(["trial", plan.metric, "pictures", *names, "failed"], rows, decimals=5)
+    page.table(["trial", plan.metric, "pictures", "ended", *names, "failed"], rows, decimals=5)
     page.section("Settings, outcome and learning")
     shown = [trial for trial in trials if trial.value is not None]
     lines = {trial.id: [*(_plain(trial.choices.get(name)) for name in names), trial.value or 0.0] for trial in shown}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ray import tune
@@ -78,6 +78,13 @@ def _domain(dimension: Dimension, algorithm: Algorithm) -> Any:
     return (tune.loguniform if dimension.log else tune.uniform)(dimension.low, dimension.high)
 
 
+class _Variants(BasicVariantGenerator):  # type: ignore[misc]  # Ray has no types
+    """Ray Tune's own, but how many run at once is this start's affair, not that of the one it goes on from."""
+
+    def set_state(self, state: Mapping[str, Any]) -> None:
+        super().set_state({name: value for name, value in state.items() if name != "max_concurrent"})
+
+
 def searcher(algorithm: Algorithm, mode: str, seed: int, at_once: int) -> Any:
     """Ray Tune's search algorithm.
 
@@ -85,7 +92,7 @@ def searcher(algorithm: Algorithm, mode: str, seed: int, at_once: int) -> Any:
         ValueError: optuna is not installed.
     """
     if algorithm is not Algorithm.OPTUNA:
-        return BasicVariantGenerator(random_state=seed, max_concurrent=at_once)
+        return _Variants(random_state=seed, max_concurrent=at_once)
     if importlib.util.find_spec("optuna") is None:
         raise ValueError("the algorithm optuna needs the package optuna: install maskray[optuna], or use random")
     from ray.tune.search.optuna import OptunaSearch  # noqa: PLC0415 -- an extra
@@ -108,9 +115,44 @@ def scheduler_of(scheduler: Scheduler, dimensions: Sequence[Dimension], rungs: R
             time_attr="samples",
             perturbation_interval=rungs.first,
             hyperparam_mutations={dimension.name: _mutation(dimension) for dimension in dimensions},
+            custom_explore_fn=_clamp(dimensions),
             synch=False,
         )
     return FIFOScheduler()
+
+
+# What a copy of another trial's weights and optimiser cannot be continued with, and what its history is counted in.
+_FIXED = ("detector.", "execution.", "optim.algorithm", "optim.batch", "optim.ema_decay", "optim.epochs",
+          "optim.steps", "precision", "seed", "train", "val")  # fmt: skip
+
+
+def require_mutable(dimensions: Sequence[Dimension]) -> None:
+    """Refuse dimensions that cannot change while a trial runs, as population based training changes them.
+
+    Raises:
+        ValueError: there is one.
+    """
+    for dimension in dimensions:
+        for choice in dimension.ends():
+            for name in dimension.settings(choice):
+                if name.startswith(_FIXED):
+                    raise ValueError(
+                        f"pbt changes settings while a trial runs, and {name} cannot change then: leave it out of the "
+                        "search, or use another scheduler"
+                    )
+
+
+def _clamp(dimensions: Sequence[Dimension]) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """Ray Tune multiplies what it mutates, and would leave the range."""
+    bounds = {one.name: one.ends() for one in dimensions if isinstance(one, Range)}
+
+    def clamp(choices: dict[str, Any]) -> dict[str, Any]:
+        return {
+            name: min(max(value, bounds[name][0]), bounds[name][1]) if name in bounds else value
+            for name, value in choices.items()
+        }
+
+    return clamp
 
 
 def _mutation(dimension: Dimension) -> Any:

@@ -6,12 +6,13 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from model.config.fit import require_fit
 from model.settings import from_dict, to_dict
 from pipelines.config import TrainConfig
+from pipelines.optim import OptimConfig
 
 _EXPRESSION = re.compile(r"^(?P<name>[\w.]+)=(?P<kind>[a-z]+)\((?P<arguments>.*)\)$", re.DOTALL)
 _KINDS = ("uniform", "loguniform", "randint", "choice")
@@ -147,13 +148,15 @@ def _split(text: str) -> list[str]:
 def with_settings(base: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig:
     """The run with settings by dotted names, all set before any range is checked.
 
+    A number of steps takes the place of a length in epochs.
+
     Raises:
         KeyError: a name that is not a setting.
         TypeError: a value of another type.
         ValueError: a value out of range, or settings that do not go together.
     """
     values = to_dict(base)
-    for path, value in settings.items():
+    for path, value in {**_counted_in_steps(base.optim, settings), **settings}.items():
         *parents, last = path.split(".")
         place = values
         for parent in parents:
@@ -167,12 +170,45 @@ def with_settings(base: TrainConfig, settings: Mapping[str, Any]) -> TrainConfig
     return from_dict(TrainConfig, values)
 
 
+def _counted_in_steps(optim: OptimConfig, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be set beside a number of steps, so that epochs do not hide it; milestones keep their shares."""
+    steps = settings.get("optim.steps")
+    if steps is None:
+        return {}
+    if settings.get("optim.epochs"):
+        raise ValueError("optim.steps and optim.epochs are both set: a run has one length, give one of them")
+    if not optim.epochs or not isinstance(steps, int):
+        return {}
+    return {
+        "optim.epochs": 0,
+        "optim.milestones": [round(epoch / optim.epochs * steps) for epoch in optim.milestones],
+    }
+
+
 def chosen_settings(dimensions: Sequence[Dimension], choices: Mapping[str, Any]) -> dict[str, Any]:
     """What the choices of all dimensions set, by dotted name."""
     settings: dict[str, Any] = {}
     for dimension in dimensions:
         settings.update(dimension.settings(choices[dimension.name]))
     return settings
+
+
+def variants(base: TrainConfig, dimensions: Sequence[Dimension]) -> Iterator[tuple[str, TrainConfig]]:
+    """Every choice of every dimension once, the others at their first: NAME=CHOICE and the run.
+
+    Raises:
+        ValueError: a choice that no run can have.
+    """
+    first = {dimension.name: dimension.ends()[0] for dimension in dimensions}
+    for dimension in dimensions:
+        for choice in dimension.ends():
+            try:
+                run = with_settings(base, chosen_settings(dimensions, {**first, dimension.name: choice}))
+                require_fit(run.detector)
+            except (ValueError, TypeError, KeyError) as error:
+                reason = error.args[0] if error.args else error
+                raise ValueError(f"{dimension.name}={choice} cannot be run: {reason}") from error
+            yield f"{dimension.name}={choice}", run
 
 
 def check(base: TrainConfig, dimensions: Sequence[Dimension]) -> None:
@@ -187,12 +223,5 @@ def check(base: TrainConfig, dimensions: Sequence[Dimension]) -> None:
     twice = {name for name in names if names.count(name) > 1}
     if twice:
         raise ValueError(f"{', '.join(sorted(twice))} is varied twice: search each setting once")
-    first = {dimension.name: dimension.ends()[0] for dimension in dimensions}
-    for dimension in dimensions:
-        for choice in dimension.ends():
-            try:
-                run = with_settings(base, chosen_settings(dimensions, {**first, dimension.name: choice}))
-                require_fit(run.detector)
-            except (ValueError, TypeError, KeyError) as error:
-                reason = error.args[0] if error.args else error
-                raise ValueError(f"{dimension.name}={choice} cannot be run: {reason}") from error
+    for _ in variants(base, dimensions):
+        pass

@@ -10,18 +10,19 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ray import tune
 
 from pipelines import checkpoints, commit, evaluate, run_file, storage, train
 from pipelines.config import TrainConfig
+from pipelines.ray_session import RayError
+from pipelines.sweep_history import Point, load_choices, load_failure, save_history
 from pipelines.sweep_space import Dimension, chosen_settings, with_settings
 
 _POLL_S = 1.0
 _LOGGED_WITHIN_S = 120.0
 _POINTER = "pointer.json"
-_TRIAL_FILE = "trial.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Plan:
     Attributes:
         base: the run that trials vary; its `out` is the folder of all trials.
         dimensions: what is varied.
-        metric: that decides: loss/total, or one of the evaluation such as mask/AP.
+        metric: that decides: loss/total, or one of the evaluation such as mask/AP or keypoints/AP.
         reports: checkpoints a trial that are measured, its last included.
         gpu: measure on a GPU.
         is_population: trials go on from checkpoints of others, which are kept until the sweep is over.
@@ -50,27 +51,17 @@ class Plan:
         return not self.metric.startswith("loss/")
 
 
-@dataclasses.dataclass(frozen=True)
-class Point:
-    """A trial at one of its checkpoints.
-
-    Attributes:
-        step: optimiser steps done.
-        samples: pictures seen; what trials of different batches are compared by.
-        value: of the metric.
-        checkpoint: URI.
-    """
-
-    step: int
-    samples: int
-    value: float
-    checkpoint: str
-
-
 def trial_config(plan: Plan, choices: Mapping[str, Any], trial: str, generation: int = 0) -> TrainConfig:
-    """The run of a trial, in a folder of its own."""
+    """The run of a trial, in a folder of its own, its length in steps.
+
+    Raises:
+        ValueError: a length in epochs of data that cannot be read.
+    """
     config = with_settings(plan.base, chosen_settings(plan.dimensions, choices))
     name = f"{trial}-{generation}" if generation else trial
+    if config.optim.epochs:
+        # Steps follow from the data and from the batch, which may be varied.
+        config = dataclasses.replace(config, optim=train.resolve(dataclasses.replace(config, out=name))[0].optim)
     every = math.ceil(config.optim.steps / plan.reports)
     # A trial's own retention knows neither who goes on from its checkpoints nor which one is being measured.
     execution = dataclasses.replace(
@@ -80,13 +71,14 @@ def trial_config(plan: Plan, choices: Mapping[str, Any], trial: str, generation:
     return dataclasses.replace(config, out=storage.child_uri(plan.base.out, name), execution=execution)
 
 
-def points(plan: Plan, config: TrainConfig, known: int) -> Iterator[Point]:
+def points(plan: Plan, config: TrainConfig, known: int, parent: str = "") -> Iterator[Point]:
     """Train, and yield each new checkpoint with its metric, the last one at the end.
 
     Args:
         plan: of the sweep.
         config: the trial's run.
         known: step from which on checkpoints are news.
+        parent: MLflow run of the sweep.
 
     Raises:
         ValueError: the training or the measurement failed.
@@ -95,7 +87,7 @@ def points(plan: Plan, config: TrainConfig, known: int) -> Iterator[Point]:
 
     def run() -> None:
         try:
-            train.run(config)
+            train.run(config, parent=parent)
         except BaseException as error:
             failures.append(error)
 
@@ -103,12 +95,20 @@ def points(plan: Plan, config: TrainConfig, known: int) -> Iterator[Point]:
     thread.start()
     while True:
         is_over = not thread.is_alive()
+        steps = checkpoints.steps(config.out)
+        if steps and steps[-1] >= config.optim.steps:
+            # A trial may be ended as soon as it reports its last step: by then its training must have ended well.
+            thread.join()
+            is_over = True
         if failures:
             raise failures[0]
-        newest = checkpoints.latest(config.out)
-        if newest is not None and newest.step > known:
-            known = newest.step
-            yield Point(known, known * config.optim.batch, measure(plan, config, newest), newest.uri)
+        # One after the other, also where training is faster than measuring: trials are compared at the same pictures.
+        fresh = [step for step in steps if step > known]
+        if fresh:
+            known = fresh[0]
+            found = checkpoints.at_step(config.out, known)
+            value = measure(plan, config, found)
+            yield Point(known, known * config.optim.batch, value, found.uri, is_over and known == steps[-1])
         elif is_over:
             return
         else:
@@ -133,10 +133,13 @@ def measure(plan: Plan, config: TrainConfig, checkpoint: checkpoints.Checkpoint)
         )
     )
     kind, _, name = plan.metric.partition("/")
-    metrics = {"box": found.box, "mask": found.mask}.get(kind)
+    metrics = {"box": found.box, "mask": found.mask, "keypoints": found.keypoints}.get(kind)
     numbers = metrics.numbers() if metrics else {}
     if name not in numbers:
-        raise ValueError(f"there is no metric {plan.metric!r}: choose box/AP, mask/AP, mask/AP50, ... or loss/total")
+        raise ValueError(
+            f"{checkpoint.uri} has no metric {plan.metric!r}: choose what its detector finds: box/AP, mask/AP, "
+            "keypoints/AP, ... or loss/total"
+        )
     return numbers[name]
 
 
@@ -151,6 +154,10 @@ def _logged(config: TrainConfig, metric: str, step: int) -> float:
     from mlflow.tracking import MlflowClient  # noqa: PLC0415 -- takes seconds
 
     uri, run_id = run_file.tracking_of(config.out)
+    if not run_id:
+        raise ValueError(
+            f"{config.out} is not tracked at {uri}: see that MLflow can be written, and repeat the command"
+        )
     client, end = MlflowClient(tracking_uri=uri or None), time.monotonic() + _LOGGED_WITHIN_S
     while True:
         # The workers' metrics take another way than their checkpoints, and may come later.
@@ -164,26 +171,58 @@ def _logged(config: TrainConfig, metric: str, step: int) -> float:
         time.sleep(_POLL_S)
 
 
-def run_trial(plan: Plan, choices: Mapping[str, Any]) -> None:
+class Attempt(NamedTuple):
+    """One start of a sweep, as its trials know it.
+
+    Attributes:
+        id: of its own.
+        parent: MLflow run of the sweep; empty where it is not tracked.
+    """
+
+    id: str
+    parent: str
+
+
+def run_trial(plan: Plan, attempt: Attempt, choices: Mapping[str, Any]) -> None:
     """The function that Ray Tune runs for a trial.
 
     Population based training gives it another trial's checkpoint, as a pointer, with new choices: it then goes on from
     a copy of that checkpoint in a folder of a new generation.
+
+    Raises:
+        ValueError: the training or the measurement failed.
     """
     trial = tune.get_context().get_trial_id()
     config, history = _start(plan, choices, trial, tune.get_checkpoint())
-    for point in points(plan, config, history[-1].step if history else 0):
-        history.append(point)
+    _raise_again(config.out, attempt)
+    try:
+        for point in points(plan, config, history[-1].step if history else 0, attempt.parent):
+            history.append(point)
+            save_history(config.out, choices, history)
+            with tempfile.TemporaryDirectory() as folder:
+                pointer = {"run": config.out, "history": [dataclasses.asdict(seen) for seen in history]}
+                (Path(folder) / _POINTER).write_text(json.dumps(pointer))
+                tune.report(
+                    {"metric": point.value, "report": len(history), "samples": point.samples, "run": config.out},
+                    checkpoint=tune.Checkpoint.from_directory(folder),
+                )
+    except RayError:
+        raise  # a cluster that lost machines may get them back
+    except ValueError as error:
+        save_history(config.out, choices, history, {"attempt": attempt.id, "text": str(error)})
+        raise
+    if history and not history[-1].is_last:
+        history[-1] = dataclasses.replace(history[-1], is_last=True)
         save_history(config.out, choices, history)
-        with tempfile.TemporaryDirectory() as folder:
-            pointer = {"run": config.out, "history": [dataclasses.asdict(seen) for seen in history]}
-            (Path(folder) / _POINTER).write_text(json.dumps(pointer))
-            tune.report(
-                {"metric": point.value, "report": len(history), "samples": point.samples, "run": config.out},
-                checkpoint=tune.Checkpoint.from_directory(folder),
-            )
     if history and not plan.is_population:
         checkpoints.retain(config.out, plan.base.execution.keep_checkpoints, {best_of(plan, history).step})
+
+
+def _raise_again(run: str, attempt: Attempt) -> None:
+    """Ray Tune tries every failed trial again; what the training itself gave up on would only cost that time again."""
+    failure = load_failure(run)
+    if failure.get("attempt") == attempt.id:
+        raise ValueError(failure["text"])
 
 
 def best_of(plan: Plan, history: list[Point]) -> Point:
@@ -226,26 +265,3 @@ def adopt(checkpoint: str, run: str) -> None:
     files = storage.list_files(filesystem, source)
     for info in sorted(files, key=lambda info: info.base_name == checkpoints.FILE_NAME):
         commit.write_file(filesystem, storage.join(target, info.base_name), storage.read_bytes(filesystem, info.path))
-
-
-def save_history(run: str, choices: Mapping[str, Any], history: list[Point]) -> None:
-    """Keep what is known of a trial beside its run, where it can be read without Ray."""
-    filesystem, folder = storage.open_uri(run)
-    body = {"choices": dict(choices), "points": [dataclasses.asdict(point) for point in history]}
-    commit.write_file(filesystem, storage.join(folder, _TRIAL_FILE), json.dumps(body, indent=1).encode())
-
-
-def _read(run: str) -> dict[str, Any]:
-    filesystem, folder = storage.open_uri(run)
-    path = storage.join(folder, _TRIAL_FILE)
-    return dict(json.loads(storage.read_bytes(filesystem, path))) if storage.is_file(filesystem, path) else {}
-
-
-def load_choices(run: str) -> dict[str, Any]:
-    """The choices a run was made with; empty where it has none."""
-    return dict(_read(run).get("choices", {}))
-
-
-def load_history(run: str) -> list[Point]:
-    """What is known of a trial, in order; empty before its first checkpoint."""
-    return [Point(**point) for point in _read(run).get("points", [])]

@@ -1,27 +1,34 @@
-"""Named sweeps: what each varies, as functions of the run that is varied."""
+"""Named sweeps: what each varies, as functions of the run that is varied, and how it is searched."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import NamedTuple
 
 from pipelines import paper_sweeps
 from pipelines.config import TrainConfig
-from pipelines.optim import OptimConfig
+from pipelines.paper_sweeps import longer
+from pipelines.sweep_search import Algorithm, Scheduler
 from pipelines.sweep_space import Dimension, Options, Range, Variants
 
-Sweep = Callable[[TrainConfig], tuple[Dimension, ...]]
 
+class Sweep(NamedTuple):
+    """A named sweep.
 
-def _longer(optim: OptimConfig, times: int) -> dict[str, Any]:
-    """A schedule so many times as long, its milestones moved with it."""
-    return {
-        "optim.steps": optim.steps * times,
-        "optim.milestones": [milestone * times for milestone in optim.milestones],
-    }
+    Attributes:
+        make: its dimensions over a run; its docstring says what it compares.
+        metric: that decides, where the user names none.
+        algorithm: the same for how choices are made.
+        scheduler: the same for which trials are stopped early.
+    """
+
+    make: Callable[[TrainConfig], tuple[Dimension, ...]]
+    metric: str = "mask/AP"
+    algorithm: Algorithm = Algorithm.GRID
+    scheduler: Scheduler = Scheduler.NONE
 
 
 def length(base: TrainConfig) -> tuple[Dimension, ...]:
     """Schedules of one, two and three times the length (1x, 2x, 3x), milestones moved along."""
-    return (Variants("length", {f"{times}x": _longer(base.optim, times) for times in (1, 2, 3)}),)
+    return (Variants("length", {f"{times}x": longer(base.optim, times) for times in (1, 2, 3)}),)
 
 
 def schedules(base: TrainConfig) -> tuple[Dimension, ...]:
@@ -55,10 +62,7 @@ def augmentation(base: TrainConfig) -> tuple[Dimension, ...]:
 
 
 def distillation(base: TrainConfig) -> tuple[Dimension, ...]:
-    """Share of pseudo-labelled pictures in a batch, and augmentation; takes a labelled and a pseudo-labelled --train.
-
-    Score floors are made by `maskray distill` before: search them by --search 'train=choice(["a","low"],["a","high"])'.
-    """
+    """Share of pseudo-labelled pictures in a batch, and augmentation; of a labelled and a pseudo-labelled --train."""
     if len(base.train) != 2:
         raise ValueError(
             f"the sweep distillation needs two training sets, got {len(base.train)}: labelled, then pseudo-labelled"
@@ -66,32 +70,45 @@ def distillation(base: TrainConfig) -> tuple[Dimension, ...]:
     return (Options("ratio", ([8, 2], [6, 4], [5, 5], [3, 7])), *augmentation(base))
 
 
+def score_floors(base: TrainConfig) -> tuple[Dimension, ...]:
+    """Least scores of pseudo-labels: --predictions, --pool and --floors 0.3 0.5 0.7 beside the labelled --train."""
+    labelled, *floors = base.train
+    if not floors:
+        raise ValueError("the sweep score_floors needs --floors, --predictions and --pool, and the labelled --train")
+    return (Variants("floor", {uri.rstrip("/").rsplit("/", 1)[-1]: {"train": [labelled, uri]} for uri in floors}),)
+
+
+SEARCH = Sweep(lambda base: (), algorithm=Algorithm.RANDOM, scheduler=Scheduler.ASHA)
+"""What holds for dimensions of the user's own."""
+
 SWEEPS: dict[str, Sweep] = {
-    "length": length,
-    "schedules": schedules,
-    "learning_rate": learning_rate,
-    "augmentation": augmentation,
-    "distillation": distillation,
-    "table_2a": paper_sweeps.table_2a,
-    "table_2b": paper_sweeps.table_2b,
-    "table_2c": paper_sweeps.table_2c,
-    "table_2d": paper_sweeps.table_2d,
-    "table_2e": paper_sweeps.table_2e,
-    "class_agnostic": paper_sweeps.class_agnostic,
-    "table_3": paper_sweeps.table_3,
-    "table_5": paper_sweeps.table_5,
-    "table_6": paper_sweeps.table_6,
-    "table_8": paper_sweeps.table_8,
-    "table_9": paper_sweeps.table_9,
+    "length": Sweep(length),
+    "schedules": SEARCH._replace(make=schedules),
+    "learning_rate": SEARCH._replace(make=learning_rate),
+    "augmentation": Sweep(augmentation),
+    "distillation": Sweep(distillation),
+    "score_floors": Sweep(score_floors),
+    "table_2a": Sweep(paper_sweeps.table_2a),
+    "table_2b": Sweep(paper_sweeps.table_2b),
+    "table_2c": Sweep(paper_sweeps.table_2c),
+    "table_2d": Sweep(paper_sweeps.table_2d),
+    "table_2e": Sweep(paper_sweeps.table_2e),
+    "class_agnostic": Sweep(paper_sweeps.class_agnostic),
+    # Their rows have these in common.
+    "table_3": Sweep(paper_sweeps.table_3, "box/AP"),
+    "table_5": Sweep(paper_sweeps.table_5, "box/AP"),
+    "table_6": Sweep(paper_sweeps.table_6, "keypoints/AP"),
+    "table_8": Sweep(paper_sweeps.table_8),
+    "table_9": Sweep(paper_sweeps.table_9, "keypoints/AP"),
 }
 
 
-def sweep(name: str, base: TrainConfig) -> tuple[Dimension, ...]:
-    """The dimensions of a named sweep over a run.
+def named(name: str) -> Sweep:
+    """A named sweep; empty is that of the user's own dimensions.
 
     Raises:
         ValueError: there is none of that name.
     """
-    if name not in SWEEPS:
+    if name and name not in SWEEPS:
         raise ValueError(f"unknown sweep {name!r}: choose one of {', '.join(SWEEPS)} (`maskray list sweeps`)")
-    return SWEEPS[name](base)
+    return SWEEPS[name] if name else SEARCH

@@ -15,11 +15,29 @@ from pipelines.courier import Courier
 T = TypeVar("T")
 _EXPERIMENT = "maskray"
 _SQLITE = "sqlite:///"
+PARENT = "mlflow.parentRunId"  # MLflow's own tag of nested runs
 _FORBIDDEN = re.compile(r"[^\w\-. :/]")  # in names of metrics, such as those of classes
 # A request that is not answered is given up after ten seconds and made twice at most; MLflow would try for ten minutes.
 _PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 _START_S, _ASK_S, _FLUSH_S = 60.0, 120.0, 30.0
 _PARAM_LIMIT = 6000  # characters of a value that every MLflow store accepts
+
+
+def _experiment(client: Any, uri: str) -> str:
+    """The id of maskray's experiment, made where there is none; others may make it at the same time."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(_EXPERIMENT)
+    if not found:
+        # Beside a local database rather than in the working directory.
+        place = str(Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts") if uri.startswith(_SQLITE) else None
+        try:
+            return str(client.create_experiment(_EXPERIMENT, place))
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(_EXPERIMENT)
+    return str(found.experiment_id)
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
@@ -57,13 +75,14 @@ class Tracker:
         run_id: the run's id, empty where tracking failed to start.
     """
 
-    def __init__(self, uri: str, run_id: str | None, name: str) -> None:
+    def __init__(self, uri: str, run_id: str | None, name: str, parent: str = "") -> None:
         """Start a run, or take the one with `run_id` as it is.
 
         Args:
             uri: tracking server, ``sqlite:///...`` database, or empty for MLflow's own default.
             run_id: a run to go on with.
             name: of a new run.
+            parent: run to nest a new one below.
         """
         self.uri, self.run_id, self._client = uri, run_id or "", None
         for variable, value in _PATIENCE.items():
@@ -80,11 +99,8 @@ class Tracker:
             if run_id:
                 client.get_run(run_id)
                 return client, run_id
-            found = client.get_experiment_by_name(_EXPERIMENT)
-            # Beside a local database rather than in the working directory.
-            place = str(Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts") if uri.startswith(_SQLITE) else None
-            experiment = found.experiment_id if found else client.create_experiment(_EXPERIMENT, place)
-            return client, client.create_run(experiment, run_name=name).info.run_id
+            tags = {PARENT: parent} if parent else None
+            return client, client.create_run(_experiment(client, uri), run_name=name, tags=tags).info.run_id
 
         started = self._courier.ask("start", start, _START_S)
         if started is not None:

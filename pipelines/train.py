@@ -200,12 +200,13 @@ def _with_full_places(config: TrainConfig) -> TrainConfig:
     )
 
 
-def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainResult:
+def run(config: TrainConfig, say: Callable[[str], None] | None = None, parent: str = "") -> TrainResult:
     """Train until the last step and commit its checkpoint; the same call goes on where an earlier one stopped.
 
     Args:
         config: the run.
         say: takes a line for people on what will be done.
+        parent: MLflow run to nest this run's below.
 
     Raises:
         ValueError: the configuration, the data or the cluster do not fit; the message says what to do.
@@ -218,7 +219,7 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
         say(_plan(given, config))
     on_file = claim(config, [manifests[uri].hash for uri in config.train])
     done = max(checkpoints.steps(config.out), default=0)
-    tracker = _tracker(config, on_file, manifests, say)
+    tracker = _tracker(config, on_file, manifests, say, parent)
     status = "FAILED"
     try:
         if done < config.optim.steps and not _is_over(config):
@@ -239,12 +240,16 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
 
 
 def _tracker(
-    config: TrainConfig, on_file: RunFile, manifests: Mapping[str, Manifest], say: Callable[[str], None] | None
+    config: TrainConfig,
+    on_file: RunFile,
+    manifests: Mapping[str, Manifest],
+    say: Callable[[str], None] | None,
+    parent: str,
 ) -> Tracker:
     """The run's tracker: that of its earlier attempts, unless there is none or it is to be tracked elsewhere now."""
     before = on_file.tracking
     here = before.run_id if before.uri == config.tracking_uri else ""
-    tracker = Tracker(config.tracking_uri, here, config.out.rsplit("/", 1)[-1])
+    tracker = Tracker(config.tracking_uri, here, config.out.rsplit("/", 1)[-1], parent)
     if not here:
         _describe(tracker, config, manifests)
         if before.run_id and say:

@@ -43,6 +43,7 @@ model.convert.architecture | model.convert.strict | model.convert.transfer
 model.convert.description | model.convert.mmdetection_config
 model.convert | model.convert.origins
 
+pipelines.secrets | pipelines.attempts
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
     | pipelines.array_pickle | pipelines.shard_cache | pipelines.making
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
@@ -50,9 +51,9 @@ pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode 
     | pipelines.looking
     | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.polygons
-    | pipelines.job_cluster | pipelines.foreign_weights | pipelines.tracking
+    | pipelines.job_cluster | pipelines.foreign_weights | pipelines.tracking | pipelines.sweep_state
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes | pipelines.coco_rows
-    | pipelines.jobs | pipelines.node_facts
+    | pipelines.jobs | pipelines.node_facts | pipelines.sweep_history
 pipelines.presets.preset | pipelines.checkpoint_files
 pipelines.presets.own | pipelines.presets.torchvision | pipelines.presets.detectron2 | pipelines.presets.mmdetection
     | pipelines.presets.driving | pipelines.presets.paper
@@ -81,8 +82,8 @@ pipelines.shard_task | pipelines.inspect | pipelines.evaluate | pipelines.launch
 pipelines.part_files | pipelines.train | pipelines.distill_report | pipelines.distill_inputs
 pipelines.prepare | pipelines.distill
 pipelines.run_report | pipelines.sweep_trial | pipelines.sweeps
-pipelines.sweep_results | pipelines.sweep_runner
-pipelines.sweep_tracking
+pipelines.sweep_results | pipelines.sweep_runner | pipelines.tune_config
+pipelines.sweep_tracking | pipelines.sweep_floors
 pipelines.tune
 pipelines.demo | pipelines.cli_clusters | pipelines.cli_distill | pipelines.cli_weights
 pipelines.cli

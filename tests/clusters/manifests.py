@@ -33,6 +33,24 @@ def commands(shell: str) -> Iterator[list[str]]:
             yield words[1:]
 
 
+def entrypoint_commands(entrypoint: str) -> Iterator[list[str]]:
+    """The commands of maskray in a job's entrypoint.
+
+    Raises:
+        ValueError: a shell's operator outside sh -c, which the pod that submits would take for its own.
+    """
+    lexer = shlex.shlex(entrypoint, posix=True, punctuation_chars=True)
+    lexer.whitespace_split = True
+    words = list(lexer)
+    bare = [word for word in words if word and set(word) <= set("();<>|&")]
+    if bare:
+        raise ValueError(f"{' '.join(bare)} outside sh -c: {entrypoint}")
+    if words[:2] == ["sh", "-c"]:
+        yield from commands(words[2])
+    elif words[:1] == ["maskray"]:
+        yield words[1:]
+
+
 def guide_commands(name: str) -> Iterator[list[str]]:
     """The commands in the indented lines of a guide; a line that ends in a backslash goes on."""
     joined = (CLUSTERS / name).read_text().replace("\\\n", " ")

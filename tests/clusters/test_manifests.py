@@ -9,7 +9,7 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from pipelines import cli, demo, distill, doctor, evaluate, jobs, predict, prepare, train, tune
+from pipelines import cli, demo, distill, doctor, evaluate, import_weights, jobs, predict, prepare, train, tune
 from pipelines.doctor import DoctorConfig
 from tests.clusters import manifests
 from tests.clusters.manifests import CLUSTERS, replaced
@@ -178,12 +178,12 @@ COMMANDS = [
     *(
         pytest.param(command, id=f"{name}-{command[0]}")
         for name in manifests.kuberay("RayJob")
-        for command in manifests.commands(manifests.load(f"kuberay/{name}")["spec"]["entrypoint"])
+        for command in manifests.entrypoint_commands(manifests.load(f"kuberay/{name}")["spec"]["entrypoint"])
     ),
     *(pytest.param(command, id=f"{name}-{at}-{command[0]}") for name in manifests.GUIDES
       for at, command in enumerate(manifests.guide_commands(name))),
 ]  # fmt: skip
-RUNS = (demo, distill, doctor, evaluate, predict, prepare, train, tune)
+RUNS = (demo, distill, doctor, evaluate, import_weights, predict, prepare, train, tune)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -207,7 +207,34 @@ def test_every_job_runs_a_command():
     assert len([*manifests.kuberay("RayJob")]) == 4
     for name in manifests.kuberay("RayJob"):
         entrypoint = manifests.load(f"kuberay/{name}")["spec"]["entrypoint"]
-        assert len(list(manifests.commands(entrypoint))) == entrypoint.count("maskray ")
+        assert len(list(manifests.entrypoint_commands(entrypoint))) == entrypoint.count("maskray ") > 0
+
+
+@pytest.mark.parametrize("operator", ["&&", "||", ";", "|", ">"])
+def test_a_shells_operator_outside_a_shell_is_refused(operator):
+    with pytest.raises(ValueError, match="outside sh -c"):
+        list(manifests.entrypoint_commands(f"maskray predict {operator} maskray distill"))
+    inside = list(manifests.entrypoint_commands("sh -c 'maskray predict && maskray distill'"))
+    assert inside == [["predict"], ["distill"]]
+
+
+def test_the_image_has_what_the_launchers_heads_start_machines_with():
+    pyproject = (CLUSTERS.parent / "pyproject.toml").read_text()
+    clouds = re.search(r"^clouds = (.*)", pyproject, re.MULTILINE)[1]
+    # What Ray's own providers import.
+    assert "boto3>=" in clouds
+    assert "google-api-python-client>=" in clouds
+    assert re.search(r"pip install .*\[clouds\]", (CLUSTERS / "Dockerfile").read_text())
+    for name in ("aws.md", "gcp.md"):
+        assert "[clouds]" in (CLUSTERS / name).read_text()
+
+
+@pytest.mark.parametrize("name", manifests.LAUNCHERS)
+def test_a_cluster_that_stays_begins_with_a_machine_that_can_work(name):
+    kinds = manifests.load(name)["available_node_types"]
+    assert (kinds["cpu"]["min_workers"], kinds["gpu"]["min_workers"]) == (1, 0)
+    groups = {group["groupName"]: group for group in manifests.load("kuberay/cluster.yaml")["spec"]["workerGroupSpecs"]}
+    assert groups["cpu"]["replicas"] == groups["cpu"]["minReplicas"] == 1
 
 
 def test_the_command_check_can_fail():

@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 import textwrap
+import time
 
 import pytest
 
@@ -32,14 +33,34 @@ def test_the_script_starts_one_ray_over_all_nodes_with_a_token(tmp_path):
     run = subprocess.run(
         ["bash", str(SCRIPT), "inspect", "a b"], env=env, capture_output=True, text=True, check=True
     ).stdout
-    assert run.startswith("--nodes=2 --ntasks=2 ")
+    # srun no longer takes the number of CPUs from the job's own (Slurm 22.05).
+    assert run.startswith("--nodes=2 --ntasks=2 --cpus-per-task=2 ")
     assert "ray symmetric-run --address 10.1.2.3:24242 --min-nodes 2 --num-cpus=2 --num-gpus=0" in run
-    assert run.endswith("-- maskray inspect a b\n")
+    assert run.endswith(" inspect a b\n")
     given = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
     assert given["RAY_AUTH_MODE"] == "token"
     assert len(given["RAY_AUTH_TOKEN"]) == 64
     assert given["RAY_AUTH_TOKEN"] not in run
     assert given["RAY_ADDRESS"] == "10.1.2.3:24242"
+
+
+def test_the_command_alone_is_asked_to_end_before_the_time_is_over(tmp_path):
+    said = tmp_path / "said"
+    shims = fake(
+        tmp_path / "bin",
+        hostname="echo 10.1.2.3",
+        # What Ray starts on the first node, while its own processes must not hear of the signal.
+        srun='trap "echo ray >> $SAID" TERM\nwhile [ "$1" != -- ]; do shift; done\nshift\n"$@"',
+        maskray='trap "echo saved $* >> $SAID; exit 143" TERM\necho up >> $SAID\nwhile :; do sleep 0.1; done',
+    )
+    env = {**os.environ, **JOB, "PATH": f"{shims}:{os.environ['PATH']}", "SAID": str(said), "TMPDIR": str(tmp_path)}
+    script = subprocess.Popen(["bash", str(SCRIPT), "train", "a b"], env=env)
+    while not said.exists():
+        time.sleep(0.05)
+    script.terminate()
+    assert script.wait(30) == 143
+    assert said.read_text().split("\n")[:-1] == ["up", "saved train a b"]
+    assert "--signal=B:TERM@120" in SCRIPT.read_text()
 
 
 def test_the_script_without_a_command_says_how_to_use_it():

@@ -90,6 +90,13 @@ def test_an_open_cluster_is_refused(dashboard):
     cluster_access.check_closed(dashboard.url, insecure=True)
 
 
+@pytest.mark.parametrize("status", [404, 502])
+def test_another_server_is_not_a_refused_token(dashboard, monkeypatch, status):
+    monkeypatch.setattr(cluster_access, "_ask", lambda url, token: (status, b""))
+    with pytest.raises(AccessError, match=rf"is no Ray dashboard \(status {status}\)"):
+        cluster_access.check_closed(dashboard.url, insecure=False)
+
+
 def test_nobody_there():
     with pytest.raises(AccessError, match=r"no Ray dashboard answers at http://127.0.0.1:1 .*check the address"):
         cluster_access.check_closed("http://127.0.0.1:1", insecure=False)

@@ -141,6 +141,12 @@ def test_a_run_survives_plain_values():
     assert from_dict(TrainConfig, to_dict(config)) == config
 
 
+def test_a_password_in_the_tracking_uri_is_refused_and_not_repeated():
+    with pytest.raises(ValueError, match="tracking_uri holds a password, which would be logged") as refused:
+        TrainConfig(tracking_uri="http://me:geheim@mlflow:5000")
+    assert "geheim" not in str(refused.value)
+
+
 def test_the_best_checkpoint_is_chosen_by_masks_where_there_are_masks():
     assert TrainConfig().metric == "mask/AP"
     assert TrainConfig(detector=override(DetectorConfig(), "mask.enabled", False)).metric == "box/AP"

@@ -4,9 +4,10 @@ import socket
 
 import pytest
 
-from pipelines import cli, doctor, node_facts
+from pipelines import cli, cli_clusters, doctor, node_facts
 from pipelines.doctor import DoctorConfig
 from pipelines.node_facts import NodeFacts
+from pipelines.ray_session import ray_session
 
 SOUND = NodeFacts("n1", "10.0.0.1", {}, "cpu", 0, "eth0", 10**10, "")
 RESOURCES = {"CPU": 2.0, "object_store_memory": 1e9}
@@ -83,3 +84,27 @@ def test_the_command_on_this_machine(tmp_path, capsys):
         cli.main(["doctor", "--gpus", "64"])
     assert end.value.code == 1
     assert "GPUs of cluster: add nodes, or ask for fewer: 64 are wanted" in capsys.readouterr().out
+
+
+@pytest.mark.ray
+def test_a_silent_node_and_an_unwritable_folder_do_not_hide_the_rest(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    with ray_session(num_cpus=1):
+        (row,) = [
+            row for row in doctor.run(DoctorConfig(shared=str(tmp_path / "file" / "x"))) if row.check == "storage"
+        ]
+        assert "file" in row.found
+        assert "writable" in row.advice
+        monkeypatch.setattr(doctor, "_PROBE_TIMEOUT_S", 0.0)
+        rows = {row.check: row for row in doctor.run(DoctorConfig())}
+    assert rows["answer"].found == "silent for 0 s"
+    assert "CPUs" in rows
+
+
+def test_a_check_from_afar_is_a_job_that_runs_as_others_do(monkeypatch):
+    sent = []
+    monkeypatch.setattr(cli_clusters, "submit", lambda words, known: sent.append(words))
+    cli_clusters.doctor(["--address", "http://h:8265", "--operators", "image", "--wheel", "w.whl", "--python", "/p"])
+    text = " ".join(sent[0])
+    assert "--operators image --python /p --wheel w.whl" in text.partition(" -- ")[0]
+    assert text.partition(" -- ")[2] == "doctor --cpus 1 --gpus 0"

@@ -75,6 +75,22 @@ def test_other_wheels_are_refused(tmp_path, name, files, message):
         job_wheel.for_job(write_wheel(tmp_path / "a", name, **files), tmp_path)
 
 
+def test_the_operators_of_the_image_are_not_hidden(tmp_path):
+    # Of any system: what is left runs anywhere.
+    wheel = write_wheel(tmp_path / "a", NAME.replace("linux_x86_64", "macosx_11_0_arm64"))
+    with pytest.raises(
+        job_wheel.WheelError, match=r"built for another system than the nodes' Linux: .*--operators image"
+    ):
+        job_wheel.for_job(wheel, tmp_path)
+    made = job_wheel.for_job(wheel, tmp_path, job_wheel.Operators.IMAGE)
+    assert made.name.endswith("-py3-none-any.whl")
+    names = zipfile.ZipFile(made).namelist()
+    assert "pipelines/__init__.py" in names
+    assert not [name for name in names if name.startswith("_maskray_ops")]
+    linux = job_wheel.for_job(write_wheel(tmp_path / "b"), tmp_path, job_wheel.Operators.IMAGE)
+    assert linux.name == made.name
+
+
 def test_missing_and_damaged_wheels_are_refused(tmp_path):
     with pytest.raises(job_wheel.WheelError, match="is not a wheel of maskray"):
         job_wheel.for_job(tmp_path / NAME, tmp_path)

@@ -82,16 +82,64 @@ def test_a_running_job_is_followed_not_started_again(on):
     assert "runs already" in said[-1]
 
 
-def test_failures_are_tried_again_and_bad_input_is_not(on):
-    client, said, submit = on(1, 137, 0)
-    assert submit(retries=5).attempt == 3
-    assert next(line for line in said if "further attempts" in line).endswith("5 further attempts")
-    client, _, submit = on(1, 1, 0)
-    assert submit(retries=1).status == "FAILED"
-    assert len(client.sent) == 2
-    client, _, submit = on(2, 0)
-    assert submit(retries=5).exit_code == 2
+@pytest.mark.parametrize("detach", [False, True])
+def test_retries_are_the_jobs_own_so_that_nobody_must_wait(on, detach):
+    client, _, submit = on(0)
+    submit(retries=3, detach=detach)
+    assert client.sent[0]["entrypoint"] == "python -m pipelines.attempts 3 -- train small --out /shared/run"
+    # Enough to write a checkpoint after `jobs --stop`.
+    assert client.sent[0]["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == "120"
+
+
+def test_a_name_that_runs_another_command_is_refused(on):
+    client, _, submit = on(None)
+    submit(name="mine", detach=True)
+    with pytest.raises(JobError, match=r"mine-1 runs another command \(maskray train small .*choose another --name"):
+        submit(("prepare", "coco"), name="mine", detach=True)
     assert len(client.sent) == 1
+
+
+def test_a_name_that_looks_like_an_attempt_is_a_name(on):
+    client, _, submit = on(0, None, None)
+    submit(name="run")
+    submit(name="run-1", detach=True)
+    assert [job["submission_id"] for job in client.sent] == ["run-1", "run-1-1"]
+    (found,) = jobs.manage(JobsConfig(stop="run-1"), lambda line: None, print)
+    assert found.id == "run-1-1"
+    submit(name="other", detach=True)
+    (found,) = jobs.manage(JobsConfig(stop="other-1"), lambda line: None, print)
+    assert found.id == "other-1"
+
+
+def test_what_ray_refuses_is_one_line(on):
+    client, _, submit = on(0)
+
+    def refuse(**_):
+        raise RuntimeError("Request failed with status code 500:\nTraceback")
+
+    client.submit_job = refuse
+    with pytest.raises(JobError, match=r"^http://127.0.0.1:8265 refused: Request failed with status code 500:$"):
+        submit()
+
+
+def test_a_log_is_said_once_over_a_broken_connection(on, monkeypatch):
+    client, said, submit = on(None)
+    job = submit(detach=True)
+    said.clear()
+    tails = [["one\n", "two\n", None], ["one\ntw", "o\nthree\n"]]
+
+    async def tail(job_id):
+        for text in tails.pop(0):
+            if text is None:
+                raise ValueError("the connection broke")
+            yield text
+        client.details[job_id].status = "SUCCEEDED"
+
+    client.tail_job_logs = tail
+    client.get_job_logs = lambda job_id: "one\ntwo\nthree\nfour\n"
+    monkeypatch.setattr(job_cluster, "_POLL_S", 0.0)
+    job_cluster.Cluster("").follow(job.id, said.append)
+    assert "".join(said) == "one\ntwo\nthree\nfour\n"
 
 
 def test_jobs_are_found_stopped_and_listed(on):
@@ -151,11 +199,23 @@ def test_the_word_maskray_may_stand_before_the_command():
     ("settings", "message"),
     [
         ({"retries": -1}, "retries must be >= 0, got -1"),
-        ({"retries": 1, "detach": True}, "need someone who waits"),
         ({"name": "a b"}, "name is 'a b', wanted at most 63"),
         ({"env": ("PLAIN",)}, "env takes NAME=VALUE, got 'PLAIN'"),
         ({"env": ("AWS_SECRET_ACCESS_KEY=abc",)}, "looks like a secret"),
-        ({"env": ("RAY_AUTH_TOKEN=abc",)}, "looks like a secret"),
+        *(
+            ({"env": (f"{name}=abc",)}, f"env {name} looks like a secret")
+            for name in (
+                "RAY_AUTH_TOKEN",
+                "OPENAI_KEY",
+                "PRIVATE_KEY",
+                "DB_PASSPHRASE",
+                "PGPASS",
+                "PGPASSWORD",
+                "MYSQL_PWD",
+                "APIKEY",
+                "AWS_ACCESS_KEY_ID",
+            )
+        ),
         ({"env": ("URI=http://me:abc@host",)}, "looks like a secret"),
     ],
 )
@@ -163,5 +223,6 @@ def test_settings_that_are_refused(settings, message):
     with pytest.raises(ValueError, match=message) as refused:
         SubmitConfig(**settings)
     assert "abc" not in str(refused.value)
+    SubmitConfig(env=("KEYBOARD=us", "BYPASS=1", "OMP_NUM_THREADS=2", "PGPASSFILE=/etc/p"))
     with pytest.raises(ValueError, match="got both"):
         JobsConfig(attach="a", stop="b")

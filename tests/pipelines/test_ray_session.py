@@ -1,9 +1,12 @@
+import json
 import threading
 import time
+import types
 
 import pytest
 import ray
 
+from pipelines import ray_session as ray_session_module
 from pipelines.ray_session import RayError, Share, ray_session, require_cpus, require_workers, room_for
 
 pytestmark = pytest.mark.ray
@@ -69,8 +72,55 @@ def test_waiting_for_machines_ends_when_it_is_told_to(monkeypatch):
     assert time.monotonic() - started < 5
 
 
+@pytest.fixture
+def cluster_that_grows(monkeypatch):
+    """Requests made of the cluster; it has a machine more at every look while one is open."""
+    asked, machines = [], [{"Alive": True, "Resources": {"CPU": 0.0}}]
+
+    def nodes():
+        if asked and asked[-1]:
+            machines.append({"Alive": True, "Resources": {"CPU": 2.0}})
+        return machines[:3]
+
+    monkeypatch.setattr(ray, "nodes", nodes)
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": sum(n["Resources"]["CPU"] for n in nodes())})
+    monkeypatch.setattr(ray_session_module, "autoscales", lambda: True)
+    monkeypatch.setattr(ray_session_module, "request_resources", lambda *, bundles: asked.append(bundles))
+    monkeypatch.setattr(ray_session_module, "_GROW_WITHIN_S", 1.0)
+    return asked
+
+
+def test_a_cluster_that_grows_is_asked_for_machines_and_waited_for(cluster_that_grows, capsys):
+    require_cpus(3, "preparing data")
+    require_workers(2, Share(2, 0), "training with 2 workers")
+    assert cluster_that_grows == [[{"CPU": 1}] * 3, []]
+    assert capsys.readouterr().err.startswith("preparing data: the cluster was asked for machines 0 s ago")
+
+
+def test_a_cluster_that_does_not_grow_enough(cluster_that_grows):
+    with pytest.raises(RayError, match="training does not fit this Ray cluster, which has room for 2"):
+        require_workers(3, Share(2, 0), "training")
+    assert cluster_that_grows == [[{"CPU": 2}] * 3, []]
+
+
+@pytest.mark.parametrize(
+    ("active", "grows"),
+    [({}, False), ({f"node_{'ad984b39' * 7}": 1}, False), ({"head": 1}, True), ({"head": 1, "gpu": 2}, True)],
+)
+def test_which_clusters_grow(monkeypatch, active, grows):
+    monkeypatch.setattr(ray, "is_initialized", lambda: True)
+    state = types.SimpleNamespace(get_cluster_config=lambda: None)
+    monkeypatch.setattr("ray._private.state.state", state)
+    status = json.dumps({"autoscaler_report": {"active_nodes": active}})
+    monkeypatch.setattr(ray_session_module, "_internal_kv_get", lambda key: status)
+    assert ray_session_module.autoscales() is grows
+    monkeypatch.setattr(ray_session_module, "_internal_kv_get", lambda key: None)
+    assert not ray_session_module.autoscales()
+
+
 def test_a_request_without_room_says_what_there_is(monkeypatch):
     monkeypatch.setattr(ray, "nodes", lambda: MACHINES)
+    monkeypatch.setattr(ray_session_module, "autoscales", lambda: False)
     require_workers(2, Share(4, 1), "training")
     with pytest.raises(RayError) as caught:
         require_workers(3, Share(4, 1), "training with 3 workers")
@@ -81,6 +131,7 @@ def test_a_request_without_room_says_what_there_is(monkeypatch):
 
 
 def test_a_cluster_that_grows_is_waited_for(monkeypatch):
+    monkeypatch.setattr(ray_session_module, "autoscales", lambda: False)
     answers = [[], [], MACHINES, MACHINES]
     monkeypatch.setattr(ray, "nodes", lambda: answers.pop(0) if len(answers) > 1 else answers[0])
     monkeypatch.setattr("pipelines.ray_session.threading.Event.wait", lambda self, seconds: None)

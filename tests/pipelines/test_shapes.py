@@ -174,3 +174,23 @@ def test_values_out_of_range_are_named(change, message):
 def test_an_unknown_split_is_named():
     with pytest.raises(ValueError, match="no split 'test' in the shapes: choose one of train, val"):
         render(SMALL, "test", 0)
+
+
+def test_objects_may_carry_the_keypoints_of_persons(root, tmp_path):
+    generate(replace(SMALL, keypoints=True), tmp_path / "k")
+    coco, plain = load(tmp_path / "k", "instances_val2017"), load(root, "instances_val2017")
+    assert {len(category["keypoints"]) for category in coco.cats.values()} == {17}
+    for row in coco.anns.values():
+        x, y, w, h = row["bbox"]
+        points = np.reshape(row["keypoints"], (17, 3))
+        assert row["num_keypoints"] == (0 if row["iscrowd"] else 17)
+        if not row["iscrowd"]:
+            assert ((points[:, 0] >= x) & (points[:, 0] < x + w) & (points[:, 1] >= y) & (points[:, 1] < y + h)).all()
+            assert (points[:, 2] == 1 + coco.annToMask(row)[points[:, 1], points[:, 0]]).all()
+    # All else is as without them.
+    bare = {
+        key: {name: value for name, value in row.items() if "keypoints" not in name} for key, row in coco.anns.items()
+    }
+    assert bare == plain.anns
+    with pytest.raises(ValueError, match="holds shapes of another config"):
+        generate(SMALL, tmp_path / "k")

@@ -47,6 +47,12 @@ def test_a_folder_below_a_file_is_refused(tmp_path):
         storage.make_folder(filesystem, folder)
 
 
+def test_a_password_in_a_uri_is_refused_and_not_repeated():
+    with pytest.raises(storage.StorageError, match="cannot open a URI of s3 with a password in it") as refused:
+        storage.open_uri("s3://me:geheim@bucket/data")
+    assert "geheim" not in str(refused.value)
+
+
 @pytest.mark.parametrize(
     ("uri", "wanted"),
     [

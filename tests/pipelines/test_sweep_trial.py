@@ -2,13 +2,15 @@
 
 import dataclasses
 import json
+import time
 import types
 
 import pytest
 
-from pipelines import checkpoints, loop, run_file, sweep_trial, train
+from pipelines import checkpoints, loop, run_file, sweep_history, sweep_trial, train
+from pipelines.sweep_history import Point
 from pipelines.sweep_space import Range
-from pipelines.sweep_trial import Plan, Point
+from pipelines.sweep_trial import Attempt, Plan
 from tests.pipelines import tiny_run
 
 RATE = Range("optim.learning_rate", 1e-3, 1e-1, log=True)
@@ -29,7 +31,7 @@ def plan(data, tmp_path):
 def trained(monkeypatch):
     """Trains in this process; the metric of a checkpoint is its step."""
 
-    def run(config):
+    def run(config, parent):
         loop.fit(tiny_run.job(config), tiny_run.CPU, lambda row: None)
         checkpoints.retain(config.out, config.execution.keep_checkpoints, ())  # as the run's evaluator does
 
@@ -42,9 +44,10 @@ def test_a_trial_reports_up_to_its_last_step(plan, trained):
     config = sweep_trial.trial_config(plan, {RATE.name: 0.01}, "a")
     found = list(sweep_trial.points(plan, config, 0))
     steps = [point.step for point in found]
-    assert set(steps) <= {2, 4, 6}
-    assert steps == sorted(set(steps))
-    assert found[-1] == Point(6, 24, 6.0, f"{plan.base.out}/a/checkpoints/step-00000006")
+    # Every checkpoint, however fast the training is.
+    assert steps == [2, 4, 6]
+    assert [point.is_last for point in found] == [False, False, True]
+    assert found[-1] == Point(6, 24, 6.0, f"{plan.base.out}/a/checkpoints/step-00000006", True)
     assert list(sweep_trial.points(plan, config, 6)) == []
 
 
@@ -61,19 +64,56 @@ def test_what_others_go_on_from_is_there_until_the_sweep_is_over(plan, trained, 
     monkeypatch.setattr(sweep_trial.tune, "get_context", lambda: types.SimpleNamespace(get_trial_id=lambda: "a"))
     monkeypatch.setattr(sweep_trial.tune, "get_checkpoint", lambda: None)
     monkeypatch.setattr(sweep_trial.tune, "report", report)
-    sweep_trial.run_trial(plan, {RATE.name: 0.01})
+    sweep_trial.run_trial(plan, Attempt("1", ""), {RATE.name: 0.01})
     assert all(steps == list(range(1, len(steps) + 1)) for steps in there)
     assert checkpoints.steps(f"{base.out}/a") == kept
 
 
 def test_what_ends_a_training_ends_its_trial(plan, monkeypatch):
-    def run(config):
+    def run(config, parent):
         raise loop.TrainingError("loss is not finite")
 
     monkeypatch.setattr(train, "run", run)
     monkeypatch.setattr(sweep_trial, "_POLL_S", 0.01)
     with pytest.raises(loop.TrainingError, match="loss is not finite"):
         list(sweep_trial.points(plan, sweep_trial.trial_config(plan, {RATE.name: 0.01}, "a"), 0))
+
+
+def test_the_last_point_waits_for_the_training_to_end(plan, monkeypatch, trained):
+    ended, fit = [], train.run
+
+    def slow(config, parent):
+        fit(config, parent)
+        time.sleep(0.5)
+        ended.append(parent)
+
+    monkeypatch.setattr(train, "run", slow)
+    config = sweep_trial.trial_config(plan, {RATE.name: 0.01}, "a")
+    for point in sweep_trial.points(plan, config, 0, "the-sweep"):
+        # Whoever reports it may be ended at once, and the training's run would stay open.
+        assert point.step < 6 or ended == ["the-sweep"]
+
+
+def test_what_failed_for_good_is_not_trained_again_in_the_same_attempt(plan, monkeypatch):
+    trained = []
+
+    def run(config, parent):
+        trained.append(config.out)
+        raise loop.TrainingError("loss is not finite")
+
+    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(sweep_trial.tune, "get_context", lambda: types.SimpleNamespace(get_trial_id=lambda: "a"))
+    monkeypatch.setattr(sweep_trial.tune, "get_checkpoint", lambda: None)
+    for attempt, times in (("1", 1), ("1", 1), ("2", 2)):
+        with pytest.raises(ValueError, match="loss is not finite"):
+            sweep_trial.run_trial(plan, Attempt(attempt, ""), {RATE.name: 0.01})
+        assert len(trained) == times
+
+
+def test_a_run_that_was_not_tracked_says_so(plan, monkeypatch):
+    monkeypatch.setattr(run_file, "tracking_of", lambda run: ("sqlite:///x.db", ""))
+    with pytest.raises(ValueError, match=r"is not tracked at sqlite:///x.db: see that MLflow can be written"):
+        sweep_trial._logged(plan.base, "loss/total", 2)
 
 
 class Given:
@@ -100,10 +140,10 @@ def test_a_trial_that_was_stopped_goes_on_in_its_own_run(plan, tmp_path):
     config, history = sweep_trial._start(plan, choices, "a", None)
     assert (config.out, history) == (f"{plan.base.out}/a", [])
     seen = [Point(2, 8, 0.5, "c")]
-    sweep_trial.save_history(config.out, choices, seen)
+    sweep_history.save_history(config.out, choices, seen)
     again, history = sweep_trial._start(plan, choices, "a", Given(tmp_path / "g", config.out, seen))
     assert (again, history) == (config, seen)
-    assert sweep_trial.load_history(config.out) == seen
+    assert sweep_history.load_history(config.out) == seen
 
 
 def test_a_trial_goes_on_from_a_better_ones_checkpoint_with_new_settings(plan, trained, tmp_path):
@@ -145,11 +185,11 @@ def test_a_logged_metric_may_come_late_but_must_come(plan, monkeypatch):
 
 def test_an_unknown_metric_names_those_there_are(plan, monkeypatch):
     class Found:
-        box = mask = None
+        box = mask = keypoints = None
 
     monkeypatch.setattr(sweep_trial.evaluate, "run", lambda config: Found)
     checkpoint = type("C", (), {"step": 1, "uri": "c"})
-    with pytest.raises(ValueError, match="there is no metric 'mask/APx': choose box/AP, mask/AP"):
+    with pytest.raises(ValueError, match="c has no metric 'mask/APx': choose what its detector finds: box/AP, mask/AP"):
         sweep_trial.measure(
             dataclasses.replace(plan, metric="mask/APx"), dataclasses.replace(plan.base, val="v"), checkpoint
         )

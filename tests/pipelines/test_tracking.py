@@ -7,10 +7,13 @@ import re
 import socket
 import sqlite3
 import time
+import types
 
 import mlflow
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import RESOURCE_ALREADY_EXISTS
 from mlflow.tracking import MlflowClient
 
 from model.settings import to_dict
@@ -208,3 +211,17 @@ def test_a_registry_that_refuses_stops_nothing(uri, caplog):
         assert tracker.register("", "model", "c") == ""
     assert "could not register" in caplog.text
     tracker.finish("FINISHED")
+
+
+def test_an_experiment_that_another_made_at_the_same_time_is_read_again():
+    class Client:
+        asked = 0
+
+        def get_experiment_by_name(self, name):
+            self.asked += 1
+            return types.SimpleNamespace(experiment_id="7") if self.asked > 1 else None
+
+        def create_experiment(self, name, place):
+            raise MlflowException("it exists", error_code=RESOURCE_ALREADY_EXISTS)
+
+    assert tracking._experiment(Client(), "http://mlflow") == "7"
