@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from model.config import BackboneConfig
 from model.norms import FrozenBatchNorm, build_norm, conv_norm
+from model.ops.conv import Conv2d
 from model.ops.deform_conv import deform_conv2d
 
 NormLayer = Callable[[int], nn.Module]
@@ -23,10 +24,10 @@ def norm_layer(config: BackboneConfig) -> NormLayer:
     return make
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> Conv2d:
     """A convolution without bias, padded so that only the stride changes the size."""
     padding = dilation * (kernel // 2)
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
+    return Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
 
 
 class DeformableConv(nn.Conv2d):
