@@ -41,7 +41,7 @@ class RpnHead(nn.Module):
         for feature in features:
             hidden = feature
             for conv in self.convs:
-                hidden = F.relu(conv(hidden))
+                hidden = F.relu(conv(hidden), inplace=True)
             batch = feature.shape[0]
             # Channels are anchor-major, so that y, x, anchor is one permutation away (free in channels-last memory).
             logits.append(self.objectness(hidden).permute(0, 2, 3, 1).reshape(batch, -1).float())

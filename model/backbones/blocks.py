@@ -89,14 +89,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, C, H, W] to the block's width and stride."""
+        # In place where no gradient needs the values: a fresh map costs a CPU more than the arithmetic on it.
         if self.non_local is not None:
             x = self.non_local(x)
         out = x
         for i in range(1, self.num_convs + 1):
             out = conv_norm(getattr(self, f"conv{i}"), getattr(self, f"norm{i}"), out)
             if i < self.num_convs:
-                out = F.relu(out)
-        return F.relu(out + self.shortcut(x))
+                out = F.relu(out, inplace=True)
+        out += self.shortcut(x)
+        return F.relu(out, inplace=True)
 
 
 class NonLocalBlock(nn.Module):

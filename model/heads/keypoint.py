@@ -29,7 +29,7 @@ class KeypointHead(nn.Module):
         """Heat-map logits [R, J, 4 s, 4 s], float32, of RoI crops [R, C, s, s]."""
         x = crops
         for conv in self.convs:
-            x = F.relu(conv(x))
+            x = F.relu(conv(x), inplace=True)
         return F.interpolate(self.deconv(x).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
 
 

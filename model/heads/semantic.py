@@ -43,7 +43,7 @@ class SemanticHead(nn.Module):
                 resized = F.interpolate(feature, size=size, mode="bilinear", align_corners=True)
                 x = x + F.relu(lateral(resized))
         for conv in self.convs:
-            x = F.relu(conv(x))
+            x = F.relu(conv(x), inplace=True)
         return self.logits(x), F.relu(self.embedding(x))
 
     def loss(self, logits: Tensor, semantic: Tensor) -> Tensor:
