@@ -77,7 +77,9 @@ class Bench:
         """Train and measure one run; its checkpoint and mask AP in percent."""
         result = train.run(self.run_config(name, steps, sets))
         found = evaluate.run(
-            evaluate.EvaluateConfig(result.checkpoint, self.data("val"), str(self.folder / f"{name}_val"))
+            evaluate.EvaluateConfig(
+                result.checkpoint, self.data("val"), str(self.folder / f"{name}_val"), gpu=self.options.device == "cuda"
+            )
         )
         assert found.mask is not None
         return result.checkpoint, 100 * found.mask.AP
@@ -93,14 +95,19 @@ class Bench:
             tracking_uri=f"sqlite:///{self.folder / 'mlflow.db'}",
             optim=dataclasses.replace(base.optim, steps=steps),
             execution=dataclasses.replace(
-                base.execution, workers=self.options.workers, report_every=10, checkpoint_every=steps
+                base.execution,
+                workers=self.options.workers,
+                gpu=self.options.device == "cuda",
+                report_every=10,
+                checkpoint_every=steps,
             ),
         )
 
     def distill(self, teacher: str) -> None:
         """Label the pool."""
         labels = str(self.folder / "labels")
-        predict.run(predict.PredictConfig(checkpoint=teacher, data=self.data("pool"), out=labels))
+        gpu = self.options.device == "cuda"
+        predict.run(predict.PredictConfig(checkpoint=teacher, data=self.data("pool"), out=labels, gpu=gpu))
         distill.run(
             distill_config.DistillConfig(
                 predictions=labels, pool=self.data("pool"), labelled=self.data("train"), out=self.data("pseudo"),
@@ -139,6 +146,20 @@ def numbers(outcomes: list[Outcome]) -> list[str]:
     return ["-" if None in of else f"{np.mean(of):.1f}" for of in values]
 
 
+def verdicts(outcomes: list[Outcome]) -> list[str]:
+    """Whether the pseudo-labels are worth something in each seed, and a point of AP on average; a line a share."""
+    lines = []
+    for share in dict.fromkeys(one.share for one in outcomes):
+        gains = [one.gain for one in outcomes if one.share == share]
+        each, mean = min(gains) > 0, float(np.mean(gains)) >= 1
+        lines.append(
+            f"{100 * share:g} % of labels, {len(gains)} seeds: student - control is above 0 in each seed: "
+            f"{'yes' if each else 'NO'} (least {min(gains):+.1f}); 1 or more on average: {'yes' if mean else 'NO'} "
+            f"(mean {np.mean(gains):+.1f})"
+        )
+    return lines
+
+
 def options_of() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -151,6 +172,7 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--uncertain", type=float, default=0.5, help="as of maskray distill")
     parser.add_argument("--min-score", type=float, default=0.3, help="as of maskray distill")
     parser.add_argument("--workers", type=int, default=2, help="training processes")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where training and predicting run")
     parser.add_argument("--full", action="store_true", help="train on all true labels too")
     parser.add_argument("--out", default="distillation", help="folder for everything")
     return parser.parse_args()
@@ -167,6 +189,7 @@ def main() -> None:
                 outcomes.append(Bench(options, share, seed).run())
                 show(table(headers, rows_of(outcomes)[-2:]))
     show("\nmask AP, %\n" + table(headers, rows_of(outcomes)))
+    show("\n".join(verdicts(outcomes)))
     path = Path(options.out) / "distillation.json"
     path.write_text(json.dumps([{**one._asdict(), "gain": one.gain} for one in outcomes], indent=1))
     show(f"{path}")

@@ -1,147 +1,46 @@
-"""One table: our training step beside torchvision's reference step, same weights, pictures, boxes and sizes.
+"""Our training step beside torchvision's reference step and Detectron2's: same weights, pictures, boxes and sizes.
 
     PYTHONPATH=. python benchmarks/train.py [--threads 2] [--steps 5] [--rounds 2] [--device cuda] [--quick]
+    PYTHONPATH=. python benchmarks/train.py --loading [--coco FOLDER --split val2017]      loading included
+    PYTHONPATH=. python benchmarks/train.py --ap CHECKPOINT DATA                            AP in bf16 against fp32
 
-R50-FPN, batch 2, 800 x 1088, 80 classes, losses to updated weights, loading excluded. Each side runs in a process of
-its own, so that its peak memory is its own; the sides take turns, and times are medians of all steps after the warm-up.
-Objects lie on a grid of sizes so that the untrained proposals fill the quota of positives; the table says how many.
+R50-FPN, batch 2, 800 x 1088, 80 classes, from losses to updated weights. Each side runs in a process of its own, so
+that its peak memory is its own; the sides take turns, and times are medians of all steps after the warm-up. With
+--loading each step also builds its batch, in the same process, from prepared shards on our side and from a COCO folder
+on torchvision's (generated pictures where none is given); times are then means, since pictures differ in shape.
 """
 
 import argparse
+import itertools
 import json
 import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
-from torchvision.models.detection import MaskRCNN
-from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
-from model.build import build_detector
-from model.checkpoint import load_strict
-from model.convert import from_torchvision
+from benchmarks.loading import Peer
+from benchmarks.train_sides import QUOTA, SIDES, build
 from model.presets import torchvision_mask_rcnn_r50_fpn
-from model.settings import override
-from model.structures import Images, PackedMasks, Targets
-from pipelines.config import Precision, TrainConfig
-from pipelines.recipes import torchvision_epochs
-from pipelines.train_state import Part, TrainState
+from pipelines import evaluate, prepare, prepare_config
+from pipelines.config import Precision
+from pipelines.dataset import Dataset
+from pipelines.geometry import AugmentConfig
+from pipelines.loading import Source, TrainBatches
+from pipelines.ray_session import ray_session
+from pipelines.shapes import ShapesConfig, generate
+from pipelines.train_feed import to_device
+from pipelines.train_state import Part
 
-CLASSES = 80
 PEER = "torchvision fp32"
-OURS = {
-    "ours fp32": (Precision.FP32, False),
-    "ours fp32 compiled": (Precision.FP32, True),
-    "ours bf16": (Precision.BF16, False),
-    "ours bf16 compiled": (Precision.BF16, True),
-}
-Step = Callable[[], object]
-
-
-def objects(height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Boxes [G, 4] of three sizes on grids that cover the picture, and labels [G] in 0..79."""
-    boxes = []
-    for side in (height // 3, height // 6, height // 12):
-        for y in range(side // 3, height - side, int(side * 1.5)):
-            boxes += [(x, y, x + side, y + side) for x in range(side // 3, width - side, int(side * 1.5))]
-    found = torch.tensor(boxes, dtype=torch.float32)[:96]
-    return found, torch.arange(len(found)) % CLASSES
-
-
-def pictures(batch: int, height: int, width: int) -> torch.Tensor:
-    """[B, 3, H, W] in 0..1, with structure at many scales."""
-    generator = torch.Generator().manual_seed(0)
-    made = torch.zeros(batch, 3, height, width)
-    for cells in (3, 9, 27, 81):
-        noise = torch.rand(batch, 3, cells, cells, generator=generator)
-        made += torch.nn.functional.interpolate(noise, size=(height, width), mode="bicubic") / 4
-    return made.clamp(0, 1)
-
-
-def peer_model(height: int, width: int) -> torch.nn.Module:
-    """torchvision's, with the weights that both sides start from."""
-    torch.manual_seed(0)
-    # maskrcnn_resnet50_fpn without pretrained weights has norms that learn; the reference training freezes them.
-    frozen = torchvision.ops.FrozenBatchNorm2d
-    backbone = resnet_fpn_backbone(
-        backbone_name="resnet50", weights=None, norm_layer=frozen, trainable_layers=3,
-    )  # fmt: skip
-    return MaskRCNN(backbone, CLASSES + 1, min_size=min(height, width), max_size=1333).train()
-
-
-def peer_step(model: torch.nn.Module, args: argparse.Namespace) -> Step:
-    """The step of torchvision's reference training: forward, backward, SGD."""
-    boxes, labels = objects(args.height, args.width)
-    mask = torch.zeros(len(boxes), args.height, args.width, dtype=torch.uint8)
-    for row, (x1, y1, x2, y2) in zip(mask, boxes.int().tolist(), strict=True):
-        row[y1:y2, x1:x2] = 1
-    target = {"boxes": boxes, "labels": labels + 1, "masks": mask}
-    targets = [{name: value.to(args.device) for name, value in target.items()}] * args.batch
-    images = list(pictures(args.batch, args.height, args.width).to(args.device))
-    trained = [p for p in model.to(args.device).parameters() if p.requires_grad]
-    optimiser = torch.optim.SGD(trained, lr=1e-4, momentum=0.9, weight_decay=1e-4)
-
-    def step() -> object:
-        losses = sum(model(images, targets).values())
-        optimiser.zero_grad()
-        losses.backward()
-        optimiser.step()
-        return losses
-
-    return step
-
-
-def positives(model: torch.nn.Module, args: argparse.Namespace) -> list[int]:
-    """Positive RoIs a picture in torchvision's first step; the same weights give us the same proposals."""
-    seen: list[int] = []
-    select = model.roi_heads.select_training_samples
-
-    def counting(*inputs: object) -> object:
-        result = select(*inputs)
-        seen[:] = [int((labels > 0).sum()) for labels in result[2]]
-        return result
-
-    model.roi_heads.select_training_samples = counting
-    peer_step(model, args)()
-    model.roi_heads.select_training_samples = select
-    return seen
-
-
-def our_step(model: torch.nn.Module, args: argparse.Namespace, precision: Precision, compiled: bool) -> Step:
-    """The step of `maskray train`, with all that it checks."""
-    settings = override(torchvision_mask_rcnn_r50_fpn(), "num_classes", CLASSES)
-    detector = build_detector(settings)
-    load_strict(detector, from_torchvision(model.state_dict()), "torchvision's weights")
-    detector.to(args.device).train()
-    state = TrainState(detector, TrainConfig(detector=settings, optim=torchvision_epochs(), precision=precision))
-    for group in state.optimiser.param_groups:
-        group["lr"] = 1e-4
-    boxes, labels = objects(args.height, args.width)
-    count, (height, width) = len(boxes), (args.height, args.width)
-    sides = (boxes[:, 2:] - boxes[:, :2]).int().flip(1)
-    sizes = torch.tensor([height, width])
-    extents = torch.cat([boxes[:, :2].int().flip(1), sides, sizes.expand(count, 2)], 1).long()
-    areas = sides.prod(1)
-    packed = PackedMasks(
-        torch.ones(int(areas.sum()), dtype=torch.uint8),
-        (areas.cumsum(0) - areas).long().expand(args.batch, count),
-        extents.expand(args.batch, count, 6),
-    )
-    pixels = (pictures(args.batch, height, width) * 255).contiguous(memory_format=torch.channels_last)
-    targets = Targets(
-        boxes.expand(args.batch, count, 4), labels.expand(args.batch, count),
-        torch.ones(args.batch, count, dtype=torch.bool), PackedMasks(*(part.to(args.device) for part in packed)),
-        torch.arange(args.batch),
-    )  # fmt: skip
-    moved = Targets(*(v if v is None or isinstance(v, PackedMasks) else v.to(args.device) for v in targets))
-    images = Images(pixels.to(args.device), sizes.expand(args.batch, 2).to(args.device))
-    network = torch.compile(detector) if compiled else detector
-    return lambda: state.step(network, [Part(images, moved, 1.0)])
 
 
 def wait(device: str) -> None:
@@ -158,33 +57,55 @@ def peak_gb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
+def our_batches(args: argparse.Namespace) -> Iterator[Part]:
+    """Batches of prepared pictures, flipped at random, epoch after epoch."""
+    picture = torchvision_mask_rcnn_r50_fpn().picture
+    batches = TrainBatches([Source(Dataset(args.data), args.batch)], picture, AugmentConfig(), 0)
+    device = torch.device(args.device)
+    for number in itertools.count():
+        batch = batches[number]
+        yield Part(to_device(batch.images, device), to_device(batch.targets, device), 1.0)
+
+
+def peer_batches(args: argparse.Namespace) -> Iterator[tuple[list[Any], list[Any]]]:
+    """The same pictures by torchvision's road; its model resizes and normalises them."""
+    peer = Peer(args.coco / args.split, args.coco / f"annotations/instances_{args.split}.json")
+    for first in itertools.count(0, args.batch):
+        samples = [peer._sample((first + k) % len(peer)) for k in range(args.batch)]
+        images, targets = zip(*samples, strict=True)
+        yield (
+            [image.to(args.device) for image in images],
+            [{name: value.to(args.device) for name, value in target.items()} for target in targets],
+        )
+
+
 def measure(args: argparse.Namespace) -> dict[str, object]:
-    """Seconds of each step of one side, and its peak memory."""
+    """Seconds of each step of one side, its peak memory, and the positives it drew."""
     torch.set_num_threads(args.threads)
-    model = peer_model(args.height, args.width)
-    filled = positives(model, args) if args.side == PEER else []
-    step = peer_step(model, args) if args.side == PEER else our_step(model, args, *OURS[args.side])
-    del model
-    # On a CPU one step is enough, and the peer has made it when its positives were counted.
-    warm_up = 50 if args.device == "cuda" else int(args.side != PEER)
+    side, batches = SIDES[args.side], None
+    if args.loading:
+        batches = our_batches(args) if side.code == "ours" else peer_batches(args)
+    step, positives = build(side, args, batches)
     seconds = []
-    for number in range(warm_up + args.steps):
-        if args.device == "cuda" and args.side != PEER and number >= warm_up:
-            torch.cuda.set_sync_debug_mode("error")  # nothing between batch and update waits for the device
+    for number in range(args.warm_up + args.steps):
+        # Nothing of ours between batch and update waits for the device; loaded batches are copied.
+        if args.device == "cuda" and side.code == "ours" and number >= args.warm_up and not args.loading:
+            torch.cuda.set_sync_debug_mode("error")
         start = time.perf_counter()
         step()
         wait(args.device)
-        if number >= warm_up:
+        if number >= args.warm_up:
             seconds.append(time.perf_counter() - start)
-    return {"seconds": seconds, "peak_gb": peak_gb(args.device), "positives": filled}
+    return {"seconds": seconds, "peak_gb": peak_gb(args.device), "positives": positives()}
 
 
-def run_side(side: str) -> dict[str, list[float]]:
+def run_side(side: str, more: list[str]) -> dict[str, Any]:
     """The same command for one side, in a process of its own."""
-    done = subprocess.run([sys.executable, *sys.argv, "--side", side], capture_output=True, text=True, check=False)
+    command = [sys.executable, *sys.argv, *more, "--side", side]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{side} failed: {done.stderr.strip().splitlines()[-1]}")
-    found: dict[str, list[float]] = json.loads(done.stdout.splitlines()[-1])
+        raise SystemExit(f"{side} failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -198,14 +119,68 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--height", type=int, default=800)
     parser.add_argument("--width", type=int, default=1088)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--only", nargs="*", default=list(OURS), help="sides of ours to run")
+    parser.add_argument("--only", nargs="*", choices=sorted(SIDES), help=f"sides beside {PEER}; default: all")
+    parser.add_argument("--loading", action="store_true", help="each step builds its batch too")
+    parser.add_argument("--coco", type=Path, default=None, help="COCO folder for --loading; default: generated")
+    parser.add_argument("--split", default="train2017")
+    parser.add_argument("--ap", nargs=2, metavar=("CHECKPOINT", "DATA"), help="mask AP in bf16 against fp32")
     parser.add_argument("--quick", action="store_true", help="one small picture, one step; ends in one line")
     parser.add_argument("--side", default="", help=argparse.SUPPRESS)
+    parser.add_argument("--data", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    sides = [side for side in SIDES if side != PEER and (not args.loading or "detectron2" not in side)]
+    args.only = args.only or sides
+    # A step on a GPU is measured once algorithms are chosen; on a CPU the first step alone is slower.
+    args.warm_up = 50 if args.device == "cuda" else 1
     if args.quick:
         args.batch, args.height, args.width, args.steps, args.rounds = 1, 256, 352, 1, 1
-        args.only = [side for side in args.only if "compiled" not in side]
+        args.warm_up = 50 if args.device == "cuda" else 0
+        args.only = [side for side in args.only if side.startswith("ours") and "compiled" not in side]
     return args
+
+
+def table(found: dict[str, list[dict[str, Any]]], args: argparse.Namespace) -> dict[str, float]:
+    """Print seconds, speed and memory of each side, beside torchvision's in fp32 and in the side's own arithmetic."""
+    print(f"\n| {'step':26} | s | least s | most s | times as fast | than its twin | peak GB | of peer | positives |")
+    print(f"|{'-' * 28}|---|---------|--------|---------------|---------------|---------|---------|-----------|")
+    middle = statistics.mean if args.loading else statistics.median
+    of_side = {side: [second for run in runs for second in run["seconds"]] for side, runs in found.items()}
+    times = {side: middle(seconds) for side, seconds in of_side.items()}
+    peaks = {side: max(run["peak_gb"] for run in runs) for side, runs in found.items()}
+    for side, seconds in of_side.items():
+        twin = f"torchvision {side.split(' ', 1)[1]}"
+        same = f"{times[twin] / times[side]:.2f}" if twin in times else "-"
+        print(
+            f"| {side:26} | {times[side]:.3f} | {min(seconds):.3f} | {max(seconds):.3f} | "
+            f"{times[PEER] / times[side]:.2f} | {same} | {peaks[side]:.2f} | {peaks[side] / peaks[PEER]:.2f} | "
+            f"{found[side][0]['positives'] or '-'} |"
+        )
+    return {side: times[PEER] / seconds for side, seconds in times.items()}
+
+
+def precision_ap(checkpoint: str, data: str) -> str:
+    """Mask AP of the same weights in both precisions, as a line."""
+    aps = {}
+    with tempfile.TemporaryDirectory() as folder, ray_session():
+        for precision in (Precision.FP32, Precision.BF16):
+            config = evaluate.EvaluateConfig(checkpoint, data, f"{folder}/{precision.value}", precision=precision)
+            found = evaluate.run(config)
+            aps[precision.value] = 100 * (found.mask or found.box).AP  # type: ignore[union-attr]
+    return f"mask AP fp32 {aps['fp32']:.2f}, bf16 {aps['bf16']:.2f}, difference {aps['bf16'] - aps['fp32']:+.2f}"
+
+
+def loaded(args: argparse.Namespace, folder: str) -> list[str]:
+    """Make what --loading reads; the words that tell the sides where it is."""
+    coco = args.coco
+    if coco is None:
+        coco = Path(folder, "coco")
+        side, count = max(args.height, args.width), 4 if args.quick else 24
+        generate(ShapesConfig(train=count, val=1, unlabelled=1, size_px=side, crowds=0.0, empty=0.0), coco)
+    data = f"{folder}/data"
+    annotations = coco / f"annotations/instances_{args.split}.json"
+    with ray_session(num_cpus=1):
+        prepare.run(prepare_config.PrepareCoco(images=str(coco / args.split), annotations=str(annotations), out=data))
+    return ["--coco", str(coco), "--data", data]
 
 
 def main() -> None:
@@ -214,27 +189,27 @@ def main() -> None:
     if args.side:
         print(json.dumps(measure(args)))
         return
+    if args.ap:
+        print(precision_ap(*args.ap))
+        return
     print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {args.threads} threads, {args.device}")
+    kind = "loading included" if args.loading else "loading excluded"
     size = f"batch {args.batch}, {args.height} x {args.width}"
-    print(f"{size}, load before the run {os.getloadavg()[0]:.1f}")
-    sides = [PEER, *args.only]
-    found = {side: [] for side in sides}
-    for _ in range(args.rounds):
-        for side in sides:
-            found[side].append(run_side(side))
-    print(f"positives a picture: {found[PEER][0]['positives']} of 128\n")
-    print(f"| {'step':20} | median s | least s | most s | times as fast | peak GB | of peer |")
-    print(f"|{'-' * 22}|----------|---------|--------|---------------|---------|---------|")
-    medians, peaks = {}, {}
+    print(f"{size}, {kind}, load before the run {os.getloadavg()[0]:.1f}")
+    found: dict[str, list[dict[str, Any]]] = {side: [] for side in (PEER, *args.only)}
+    with tempfile.TemporaryDirectory() as folder:
+        more = loaded(args, folder) if args.loading else []
+        for _ in range(args.rounds):
+            for side, runs in found.items():
+                runs.append(run_side(side, more))
+    speeds = table(found, args)
     for side, runs in found.items():
-        seconds = [second for run in runs for second in run["seconds"]]
-        medians[side], peaks[side] = statistics.median(seconds), max(run["peak_gb"] for run in runs)
-        spread = f"{medians[side]:8.3f} | {min(seconds):7.3f} | {max(seconds):6.3f}"
-        ratios = f"{medians[PEER] / medians[side]:13.2f} | {peaks[side]:7.2f} | {peaks[side] / peaks[PEER]:7.2f}"
-        print(f"| {side:20} | {spread} | {ratios} |")
+        counts = runs[0]["positives"]
+        if counts and min(counts) < QUOTA and not args.loading:
+            print(f"{side} drew {counts} positives of {QUOTA}: the quota is not filled, its mask head did less work")
     if args.quick:
-        parts = [f"{side} {medians[PEER] / medians[side]:.2f} x" for side in args.only]
-        print(f"\ntraining step beside torchvision: {', '.join(parts)}")
+        parts = [f"{side} {speeds[side]:.2f} x" for side in args.only if side.startswith("ours")]
+        print(f"\ntraining step beside torchvision fp32: {', '.join(parts)}")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Boxes and masks are a picture's own: boxes in its original pixels, masks as prob
 """
 
 import dataclasses
+import enum
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +12,18 @@ import torch
 from torch import Tensor
 
 from model.boxes import pairwise_iou
+from model.fusion import fuse
 from model.ops.nms import nms
 
 _SAME_OBJECT_IOU = 0.5
+
+
+class Merge(enum.Enum):
+    """How the boxes of several views become one set."""
+
+    VOTE = "vote"  # NMS, then each box the mean of those that overlap it (the distillation paper)
+    NONE = "none"  # NMS alone
+    WBF = "wbf"  # weighted box fusion; see `model.fusion`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,14 +32,15 @@ class MergeRule:
 
     Attributes:
         nms_iou: class-wise NMS suppresses above this overlap.
-        voting_iou: a kept box becomes the score-weighted mean of its class's boxes that overlap it at least so much;
-            0 leaves it as it is.
+        voting_iou: a kept box becomes the score-weighted mean of its class's boxes that overlap it at least so much.
         max_detections: kept a picture.
+        merge: how.
     """
 
     nms_iou: float
     voting_iou: float
     max_detections: int
+    merge: Merge = Merge.VOTE
 
 
 class Found(NamedTuple):
@@ -67,7 +78,7 @@ class Merged(NamedTuple):
 
 
 def merge_boxes(found: Found, num_views: int, rule: MergeRule) -> Merged:
-    """Union, NMS and voting; the order of the views does not matter.
+    """Union, then NMS and voting, or fusion; the order of the views does not matter.
 
     One view is left as it is: its own NMS has been.
 
@@ -83,15 +94,19 @@ def merge_boxes(found: Found, num_views: int, rule: MergeRule) -> Merged:
     keys = [*found.boxes.numpy().T, found.labels.numpy(), -found.scores.numpy()]
     order = torch.from_numpy(np.lexsort(keys))
     ranked = Found(*(value[order] for value in found))
-    valid = torch.ones(1, len(order), dtype=torch.bool)
-    keep = nms(ranked.boxes[None], ranked.scores[None], ranked.labels[None], valid, rule.nms_iou)[0]
-    kept = keep.nonzero()[: rule.max_detections, 0]
-    boxes, labels = ranked.boxes[kept], ranked.labels[kept]
+    if rule.merge is Merge.WBF:
+        fused = fuse(*ranked[:3], num_views)
+        boxes, scores, labels = (values[: rule.max_detections] for values in fused)
+    else:
+        valid = torch.ones(1, len(order), dtype=torch.bool)
+        keep = nms(ranked.boxes[None], ranked.scores[None], ranked.labels[None], valid, rule.nms_iou)[0]
+        kept = keep.nonzero()[: rule.max_detections, 0]
+        boxes, scores, labels = ranked.boxes[kept], ranked.scores[kept], ranked.labels[kept]
     is_same_class = labels[:, None] == ranked.labels
-    if rule.voting_iou:
+    if rule.merge is Merge.VOTE:
         boxes = _vote(boxes, ranked, is_same_class, rule.voting_iou)
     agreement, spread = _agreement(boxes, ranked, is_same_class, num_views)
-    return Merged(boxes, ranked.scores[kept], labels, agreement, spread)
+    return Merged(boxes, scores, labels, agreement, spread)
 
 
 def _vote(boxes: Tensor, ranked: Found, is_same_class: Tensor, iou: float) -> Tensor:

@@ -92,7 +92,7 @@ def pad(pictures: Sequence[Tensor], size_hw: tuple[int, int]) -> Images:
     """Pictures [3, h, w] padded at the bottom and right with zeros to one batch of `size_hw`, channels last."""
     first = pictures[0]
     shape = (len(pictures), 3, *size_hw)
-    batch = torch.empty(shape, dtype=first.dtype, memory_format=torch.channels_last).zero_()
+    batch = torch.empty(shape, dtype=first.dtype, device=first.device, memory_format=torch.channels_last).zero_()
     for slot, picture in zip(batch, pictures, strict=True):
         slot[:, : picture.shape[1], : picture.shape[2]] = picture
     sizes = torch.tensor([picture.shape[1:] for picture in pictures], dtype=torch.int64)

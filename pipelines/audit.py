@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from model.merge import Merge
 from pipelines import commit, dataset_writer, leakage, predict, predictions, provenance, storage
 from pipelines import manifest as manifests
 from pipelines.checkpoints import Checkpoint
@@ -96,7 +97,7 @@ def _audited(labelled: Dataset, teacher: Checkpoint) -> list[int]:
     """Rows of the pictures that the teacher held out.
 
     Raises:
-        AuditError: it held none out of this data set, or saw their bytes elsewhere.
+        AuditError: it held none out of this data set, saw their bytes elsewhere, or learned from what is not there.
     """
     known = held_out_by(teacher)
     ids = known.get(labelled.manifest.hash)
@@ -110,8 +111,16 @@ def _audited(labelled: Dataset, teacher: Checkpoint) -> list[int]:
             f"the teacher {teacher.uri} saw every picture of {labelled.uri}, so nothing can be audited: train it "
             "with --holdout 0.05"
         )
-    others = [(Dataset(uri), m.hash) for uri, m in provenance.training_sets(teacher) if m.hash in known]
-    parts = [_pictures(labelled, ids, inside=False), *(_pictures(d, known[key], inside=False) for d, key in others)]
+    others = {m.hash: Dataset(uri) for uri, m in provenance.training_sets(teacher) if m.hash in known}
+    gone = known.keys() - others.keys() - {labelled.manifest.hash}
+    if gone:
+        raise AuditError(
+            f"the teacher {teacher.uri} also learned from the data sets {', '.join(sorted(gone))}, which are not where "
+            "they were, or have changed: without them nobody can tell whether it saw copies of the pictures it held "
+            "out; put them back"
+        )
+    seen = {labelled.manifest.hash: labelled, **others}
+    parts = [_pictures(dataset, known[key], inside=False) for key, dataset in seen.items()]
     held_out = _pictures(labelled, ids, inside=True)
     leak = held_out.leak(np.unique(np.concatenate([part.hashes for part in parts])))
     if leak.count:
@@ -123,7 +132,7 @@ def _audited(labelled: Dataset, teacher: Checkpoint) -> list[int]:
 
 def _pictures(dataset: Dataset, ids: Collection[int], inside: bool) -> ShardPictures:
     """A data set's pictures that are among the ids, or that are not."""
-    shards = [leakage.read_shard(dataset, number) for number in range(len(dataset.manifest.shards))]
+    shards = [leakage.read_shard(dataset.uri, info.file) for info in dataset.manifest.shards]
     hashes = np.concatenate([np.empty(0, "S64"), *(shard.hashes for shard in shards)])
     rows = np.flatnonzero(np.isin(dataset.image_ids, np.array(sorted(ids), np.int64)) == inside)
     names = [name for shard in shards for name in shard.names]
@@ -199,6 +208,7 @@ def _as_the_pool(making: Making | None, config: predict.PredictConfig) -> predic
     return dataclasses.replace(
         config,
         views=",".join(making.views),
+        merge=Merge(making.merge),
         voting_iou=making.voting_iou,
         precision=Precision(making.precision),
         batch=making.batch,
@@ -231,8 +241,8 @@ def run(
     """
     dataset = Dataset(labelled)
     chosen = _audited(dataset, teacher)
-    pictures = _write_pictures(dataset, chosen, f"{out}/audit/pictures")
-    labels = f"{out}/audit/predictions"
+    pictures = _write_pictures(dataset, chosen, storage.child_uri(out, "audit/pictures"))
+    labels = storage.child_uri(out, "audit/predictions")
     predict.run(_as_the_pool(making, predict.PredictConfig(teacher.uri, pictures.uri, labels, address=address)))
     made = _judge(dataset, chosen, labels, selection)
     filesystem, folder = storage.open_uri(out)

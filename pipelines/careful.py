@@ -16,7 +16,7 @@ from pipelines import check
 from pipelines.rejections import Reason, Rejection
 from pipelines.source_index import RawRow
 
-Judge = Callable[[RawRow, bytes, check.Rules, bytes | None], check.Checked | Rejection]
+Judge = Callable[[RawRow, bytes, check.Rules, bytes | None, bytes | None], check.Checked | Rejection]
 
 _LONGEST_S = 120.0
 
@@ -49,12 +49,12 @@ class CarefulJudge:
         self._end()
 
     def __call__(
-        self, row: RawRow, data: bytes, rules: check.Rules, semantic: bytes | None
+        self, row: RawRow, data: bytes, rules: check.Rules, semantic: bytes | None, labels: bytes | None
     ) -> check.Checked | Rejection:
         """As `check.check`; a picture that kills or holds up the process is rejected as corrupt."""
         connection = self._connection or self._start()
         try:
-            connection.send((row, data, rules, semantic))
+            connection.send((row, data, rules, semantic, labels))
             if connection.poll(self._longest_s):
                 found: check.Checked | Rejection = connection.recv()
                 return found

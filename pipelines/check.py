@@ -12,12 +12,14 @@ from dataclasses import dataclass, replace
 from pipelines import commit, decode
 from pipelines.check_instance import InstanceError, Vocabulary, check_instance
 from pipelines.check_semantic import MapError, check_map, paint
+from pipelines.datasets import cityscapes
 from pipelines.records import Instance, Record
 from pipelines.rejections import Reason, Rejection, shown
 from pipelines.source_index import RawRow, as_id
 
 _MAX_NAME_BYTES = 1024
 _ENCODED = ("%2e", "%2f", "%5c", "%00")
+_UNSEEN = ("Cc", "Cf", "Zl", "Zp")  # controls, marks that turn the direction of writing, ends of lines
 _REASON_OF_FAULT = {
     decode.DecodeFault.EMPTY: Reason.EMPTY_PICTURE,
     decode.DecodeFault.UNSUPPORTED: Reason.UNSUPPORTED_PICTURE,
@@ -60,7 +62,9 @@ class Checked:
     rejections: tuple[Rejection, ...]
 
 
-def check(row: RawRow, data: bytes, rules: Rules, semantic: bytes | None = None) -> Checked | Rejection:
+def check(
+    row: RawRow, data: bytes, rules: Rules, semantic: bytes | None = None, labels: bytes | None = None
+) -> Checked | Rejection:
     """Judge one picture and its objects.
 
     Args:
@@ -68,23 +72,22 @@ def check(row: RawRow, data: bytes, rules: Rules, semantic: bytes | None = None)
         data: the picture's file, whole.
         rules: classes and limits.
         semantic: the file of its semantic map, whole; None where the source has none or lists it as masks.
+        labels: the file of its size and objects, whole; None where the row lists them.
     """
+    if labels is not None:
+        labelled = _with_labels(row, labels, rules)
+        if isinstance(labelled, Rejection):
+            return labelled
+        row = labelled
     try:
         header = decode.read_header(data, rules.max_pixels)
         if rules.full_decode:
             decode.decode_rgb(data, rules.max_pixels)
     except decode.DecodeError as error:
         return reject_row(row, _REASON_OF_FAULT[error.fault], "file_name", str(error))
-    sizes = (("height", row.height, header.height), ("width", row.width, header.width))
-    for field, claimed, found in sizes:
-        if claimed is None:
-            continue
-        size = as_id(claimed)
-        if size is None or size < 1:
-            return reject_row(row, Reason.BAD_SIZE, field, f"{shown(claimed)}, wanted a positive integer")
-        if size != found:
-            turned = f" (EXIF orientation {header.orientation})" if header.orientation > 1 else ""
-            return reject_row(row, Reason.SIZE_MISMATCH, field, f"{size}, the picture has {found}{turned}")
+    mismatch = _size_problem(row, header)
+    if mismatch is not None:
+        return mismatch
     problems: list[str] = []
     if semantic is not None:
         try:
@@ -93,6 +96,8 @@ def check(row: RawRow, data: bytes, rules: Rules, semantic: bytes | None = None)
             return reject_row(row, Reason.BAD_MAP, "semantic", str(error))
     elif isinstance(row.semantic, list):
         semantic, problems = paint(row.semantic, header.height, header.width)
+        if problems and len(problems) == len(row.semantic):  # else a map of nothing would be learned
+            return reject_row(row, Reason.BAD_MAP, "semantic", f"none of its masks can be used; {problems[0]}")
     checked = _with_instances(row, data, header, rules)
     # A mask of the map that cannot be painted costs no object: those are judged by themselves.
     lost = (_rejection(row, Reason.BAD_MAP, "semantic", text) for text in problems)
@@ -118,6 +123,28 @@ def reject_row(row: RawRow, reason: Reason, field: str, value: str) -> Rejection
         image_id=row.image_id,
         instances=len(row.annotations),
     )
+
+
+def _with_labels(row: RawRow, labels: bytes, rules: Rules) -> RawRow | Rejection:
+    """The row with the size and the objects that its label file says."""
+    try:
+        found = cityscapes.read_labels(labels, str(row.labels), rules.max_pixels)
+    except cityscapes.LabelsError as error:
+        return reject_row(row, Reason.BAD_LABELS, "labels", f"{shown(row.labels)}: {error}")
+    return replace(row, height=found.height, width=found.width, annotations=found.objects)
+
+
+def _size_problem(row: RawRow, header: decode.Header) -> Rejection | None:
+    for field, claimed, found in (("height", row.height, header.height), ("width", row.width, header.width)):
+        if claimed is None:
+            continue
+        size = as_id(claimed)
+        if size is None or size < 1:
+            return reject_row(row, Reason.BAD_SIZE, field, f"{shown(claimed)}, wanted a positive integer")
+        if size != found:
+            turned = f" (EXIF orientation {header.orientation})" if header.orientation > 1 else ""
+            return reject_row(row, Reason.SIZE_MISMATCH, field, f"{size}, the picture has {found}{turned}")
+    return None
 
 
 def _with_instances(row: RawRow, data: bytes, header: decode.Header, rules: Rules) -> Checked:
@@ -166,9 +193,9 @@ def _name_problem(name: object) -> str | None:
     parts = name.split("/")
     tests = (
         (length > _MAX_NAME_BYTES, f"is longer than {_MAX_NAME_BYTES} bytes"),
-        (not name.isprintable(), "holds control characters"),
+        (any(unicodedata.category(c) in _UNSEEN for c in name), "holds control characters"),
         ("\\" in name, "holds a backslash"),
-        (":" in name, "holds a colon, as URLs and drives do"),
+        ("://" in name or name[1:2] == ":", "begins as URLs or drives do"),
         (any(code in name.lower() for code in _ENCODED), "holds percent-encoded path characters"),
         (name.startswith(("/", "~")), "is not relative to the folder of pictures"),
         (any(part in ("", ".", "..") for part in parts), "has empty or dotted parts"),

@@ -130,9 +130,19 @@ def _segmentation(raw: object, height: int, width: int) -> tuple[tuple[FloatArra
     try:
         if isinstance(raw, Mapping):
             return None, _rle(raw, height, width)
-        return validate_polygons(raw, height, width), None
+        rings = validate_polygons(raw, height, width)
+        if not any(_touches(ring, height, width) for ring in rings):
+            raise masks.MaskError("the polygons lie outside of the picture")
+        return rings, None
     except masks.MaskError as error:
         raise InstanceError(Reason.BAD_SEGMENTATION, "segmentation", str(error)) from error
+
+
+def _touches(ring: FloatArray, height: int, width: int) -> bool:
+    if 0 <= ring[0] < width and 0 <= ring[1] < height:  # nearly always
+        return True
+    x, y = ring[0::2], ring[1::2]
+    return bool(x.min() < width and x.max() > 0 and y.min() < height and y.max() > 0)
 
 
 def _rle(raw: Mapping[str, object], height: int, width: int) -> bytes:
@@ -140,7 +150,7 @@ def _rle(raw: Mapping[str, object], height: int, width: int) -> bytes:
     if not isinstance(size, list | tuple) or [as_id(s) for s in size] != [height, width]:
         raise masks.MaskError(f"size is {shown(size)}, wanted [{height}, {width}] of the picture")
     counts = masks.validate_rle(raw.get("counts"), height, width)
-    if masks.area(counts) == 0:
+    if masks.is_empty(counts):
         raise masks.MaskError("the mask covers no pixel")
     return counts
 

@@ -31,7 +31,8 @@ def check_map(data: bytes, height: int, width: int, classes: int) -> None:
         MapError: not such a PNG, of another size, or a value between `classes` and 255.
     """
     try:
-        values = decode.decode_map(data)
+        # A picture was judged by its own limit; its map is not to be larger than it.
+        values = decode.decode_map(data, max(height * width, decode.MAX_PIXELS))
     except decode.DecodeError as error:
         raise MapError(str(error)) from error
     if values.shape != (height, width):
@@ -76,6 +77,8 @@ def _paint_layer(values: npt.NDArray[np.uint8], layer: object) -> None:
         y0, x0, bits = masks.crop_rle(masks.validate_rle(mask.get("counts"), *values.shape), *values.shape)
     except masks.MaskError as error:
         raise MapError(str(error)) from error
+    if not bits.size:
+        raise MapError("the mask covers no pixel")
     values[y0 : y0 + bits.shape[0], x0 : x0 + bits.shape[1]][bits != 0] = number
 
 

@@ -1,82 +1,43 @@
-"""Checkpoints on any storage: one folder each, safetensors and JSON, the manifest last.
+"""Checkpoints of training runs: where they are, which are kept, and what becomes of them when a run goes on.
 
-A folder without `checkpoint.json` is a save that did not finish; it is never read. Nothing is overwritten, and a
-checkpoint that is deleted loses its manifest first.
+Nothing is overwritten, and a checkpoint that is deleted loses its manifest first.
 """
 
-import dataclasses
 import re
 from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyarrow import fs as pafs
 from torch import Tensor
 
 from model.build import build_detector
-from model.checkpoint import from_bytes, load_strict, to_bytes
-from model.config import DetectorConfig
+from model.checkpoint import from_bytes, load_strict
 from model.detector import Detector
-from model.settings import from_dict, to_dict
 from pipelines import commit, storage
+from pipelines.checkpoint_files import (
+    AVERAGE_FILE,
+    FILE_NAME,
+    MODEL_FILE,
+    OPTIMISER_FILE,
+    Checkpoint,
+    CheckpointError,
+    Snapshot,
+    exists,
+    read,
+    read_bytes,
+    snapshot,
+    write_at,
+)
 from pipelines.manifest import ClassInfo
 
-FILE_NAME = "checkpoint.json"
+__all__ = [
+    "FILE_NAME", "MODEL_FILE", "Checkpoint", "CheckpointError", "Snapshot", "at_step", "latest", "load",
+    "load_detector", "load_extra", "model_files", "restore", "retain", "save", "set_damaged_aside", "snapshot",
+    "steps", "write", "write_at",
+]  # fmt: skip
+
 _FOLDER = "checkpoints"
-MODEL_FILE, _OPTIMISER, _AVERAGE = "model.safetensors", "optimizer.safetensors", "average.safetensors"
-_KIND = "checkpoint"
-_FORMAT_VERSION = 1
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is missing, damaged or does not fit."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """A committed checkpoint.
-
-    Attributes:
-        uri: its folder.
-        step: optimiser steps done.
-        detector: configuration of the model.
-        classes: in the order of labels.
-        hash: sha256 of its manifest, which names the sha256 of each file: the checkpoint's identity.
-        files: sha256 by file name.
-    """
-
-    uri: str
-    step: int
-    detector: DetectorConfig
-    classes: tuple[ClassInfo, ...]
-    hash: str
-    files: Mapping[str, str]
-
-
-class Snapshot(NamedTuple):
-    """A copy of what a checkpoint holds, on the CPU: training may go on while it is written.
-
-    Attributes:
-        step: optimiser steps done.
-        detector: configuration of the model.
-        classes: in the order of labels.
-        files: tensors by name, by name of their file.
-    """
-
-    step: int
-    detector: DetectorConfig
-    classes: tuple[ClassInfo, ...]
-    files: Mapping[str, Mapping[str, Tensor]]
-
-
-def _flatten(state: dict[str, Any]) -> dict[str, Tensor]:
-    """An optimiser's state as named tensors: ``<parameter number>.<name>``."""
-    return {
-        f"{number}.{name}": value if isinstance(value, Tensor) else torch.tensor(value)
-        for number, slots in state["state"].items()
-        for name, value in slots.items()
-        if value is not None
-    }
 
 
 def _unflatten(flat: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[str, Any]:
@@ -91,31 +52,6 @@ def _unflatten(flat: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> 
     return {"state": state, "param_groups": optimiser.state_dict()["param_groups"]}
 
 
-def snapshot(
-    step: int,
-    detector: Detector,
-    optimiser: torch.optim.Optimizer,
-    classes: tuple[ClassInfo, ...],
-    extra: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> Snapshot:
-    """Copy everything to the CPU.
-
-    Args:
-        step: optimiser steps done.
-        detector: the network.
-        optimiser: its optimiser.
-        classes: in the order of labels.
-        extra: more tensors, by file (without its ending); `average` are the weights to predict with.
-    """
-    live = {MODEL_FILE: detector.state_dict(), _OPTIMISER: _flatten(optimiser.state_dict())}
-    live |= {f"{name}.safetensors": dict(tensors) for name, tensors in (extra or {}).items()}
-    files = {
-        name: {key: value.detach().to("cpu", copy=True).contiguous() for key, value in tensors.items()}
-        for name, tensors in live.items()
-    }
-    return Snapshot(step, detector.config, classes, files)
-
-
 def write(run: str, made: Snapshot) -> Checkpoint:
     """Write a snapshot below the run's folder, the manifest last; a committed one of that step is left as it is.
 
@@ -125,55 +61,11 @@ def write(run: str, made: Snapshot) -> Checkpoint:
     return write_at(f"{run.rstrip('/')}/{_FOLDER}/step-{made.step:08d}", made)
 
 
-def write_at(uri: str, made: Snapshot) -> Checkpoint:
-    """Write a snapshot into the folder `uri` itself, the manifest last; a committed one is left as it is.
-
-    Raises:
-        OSError: the store failed; the checkpoint does not exist.
-    """
-    filesystem, folder = storage.open_uri(uri)
-    if storage.is_file(filesystem, storage.join(folder, FILE_NAME)):
-        return load(uri)
-    commit.sweep_temps(filesystem, folder)
-    hashes = {}
-    for name, tensors in made.files.items():
-        data = to_bytes(tensors)
-        hashes[name] = commit.sha256_of(data)
-        commit.write_file(filesystem, storage.join(folder, name), data)
-    body = {
-        "step": made.step,
-        "detector": to_dict(made.detector),
-        "classes": [dataclasses.asdict(info) for info in made.classes],
-        "files": hashes,
-    }
-    raw = commit.sealed(_KIND, _FORMAT_VERSION, body)
-    commit.write_file(filesystem, storage.join(folder, FILE_NAME), raw)
-    return _parse(raw, uri)
-
-
 def save(
     run: str, step: int, detector: Detector, optimiser: torch.optim.Optimizer, classes: tuple[ClassInfo, ...]
 ) -> Checkpoint:
     """Write the checkpoint of `step` below the run's folder; a committed one of that step is left as it is."""
     return write(run, snapshot(step, detector, optimiser, classes))
-
-
-def _parse(raw: bytes, uri: str) -> Checkpoint:
-    try:
-        body = commit.unsealed(raw, _KIND, _FORMAT_VERSION)
-        return Checkpoint(
-            uri=uri,
-            step=int(body["step"]),
-            detector=from_dict(DetectorConfig, body["detector"], "detector"),
-            classes=tuple(ClassInfo(c["id"], c["name"], tuple(c["keypoints"])) for c in body["classes"]),
-            hash=commit.sha256_of(raw),
-            files=dict(body["files"]),
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{uri}/{FILE_NAME} is not a checkpoint manifest of version {_FORMAT_VERSION} ({error}): "
-            "it is damaged or of another version of maskray; use another checkpoint"
-        ) from error
 
 
 def load(uri: str) -> Checkpoint:
@@ -182,10 +74,8 @@ def load(uri: str) -> Checkpoint:
     Raises:
         CheckpointError: there is none, or its manifest is damaged.
     """
-    filesystem, folder = storage.open_uri(uri)
-    path = storage.join(folder, FILE_NAME)
-    if storage.is_file(filesystem, path):
-        return _parse(storage.read_bytes(filesystem, path), uri)
+    if exists(uri):
+        return read(uri)
     found = latest(uri)
     if found is None:
         raise CheckpointError(
@@ -194,18 +84,19 @@ def load(uri: str) -> Checkpoint:
     return found
 
 
-def steps(run: str) -> list[int]:
-    """Steps of the run's committed checkpoints, ascending."""
+def _folders(run: str) -> list[int]:
+    """Steps of the run's checkpoint folders, finished or not, ascending."""
     filesystem, root = storage.open_uri(run)
     folder = storage.join(root, _FOLDER)
     if not storage.is_folder(filesystem, folder):
         return []
     names = [info.base_name for info in filesystem.get_file_info(pafs.FileSelector(folder))]
-    return sorted(
-        int(name.removeprefix("step-"))
-        for name in names
-        if re.fullmatch(r"step-\d{8}", name) and storage.is_file(filesystem, storage.join(folder, name, FILE_NAME))
-    )
+    return sorted(int(name.removeprefix("step-")) for name in names if re.fullmatch(r"step-\d{8}", name))
+
+
+def steps(run: str) -> list[int]:
+    """Steps of the run's committed checkpoints, ascending."""
+    return [step for step in _folders(run) if exists(f"{run.rstrip('/')}/{_FOLDER}/step-{step:08d}")]
 
 
 def at_step(run: str, step: int) -> Checkpoint:
@@ -224,32 +115,52 @@ def latest(run: str) -> Checkpoint | None:
 
 
 def retain(run: str, keep: int, protected: Collection[int]) -> list[int]:
-    """Delete all but the newest `keep` checkpoints (0: none is deleted) and the `protected` ones; the steps deleted."""
-    doomed = [step for step in steps(run)[:-keep] if step not in protected] if keep else []
+    """Delete all but the newest `keep` checkpoints (0: none is deleted) and the `protected` ones; the steps deleted.
+
+    What an earlier process deleted or wrote by half goes too, where a newer checkpoint is there.
+    """
+    known = steps(run)
+    doomed = [step for step in known[:-keep] if step not in protected] if keep else []
     filesystem, root = storage.open_uri(run)
     for step in doomed:
-        folder = storage.join(root, _FOLDER, f"step-{step:08d}")
         # Without its manifest it is no checkpoint any more, whatever becomes of the rest.
-        storage.delete_file(filesystem, storage.join(folder, FILE_NAME))
-        filesystem.delete_dir(folder)
+        storage.delete_file(filesystem, storage.join(root, _FOLDER, f"step-{step:08d}", FILE_NAME))
+    halves = [step for step in _folders(run) if known and step < known[-1] and step not in known]
+    for step in (*doomed, *halves):
+        filesystem.delete_dir(storage.join(root, _FOLDER, f"step-{step:08d}"))
     return doomed
 
 
-def _read_bytes(checkpoint: Checkpoint, name: str) -> bytes:
-    filesystem, folder = storage.open_uri(checkpoint.uri)
-    try:
-        data = storage.read_bytes(filesystem, storage.join(folder, name))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{checkpoint.uri} lacks {name}: use another checkpoint") from error
-    if commit.sha256_of(data) != checkpoint.files.get(name):
-        raise CheckpointError(
-            f"{checkpoint.uri}/{name} does not match the sha256 in {FILE_NAME}: it is damaged; use another checkpoint"
-        )
-    return data
+def set_damaged_aside(run: str) -> list[str]:
+    """Make the newest sound checkpoint the newest one: those after it lose their manifests; why, a line for each.
+
+    Raises:
+        CheckpointError: there are checkpoints and none is sound.
+    """
+    damaged: list[tuple[int, str]] = []
+    for step in reversed(steps(run)):
+        try:
+            found = at_step(run, step)
+            for name in found.files:
+                read_bytes(found, name)
+            break
+        except CheckpointError as error:
+            damaged.append((step, str(error)))
+    else:
+        if damaged:
+            raise CheckpointError(
+                f"no checkpoint of {run} is sound ({damaged[0][1]}): put back a copy, or train into another --out"
+            )
+    filesystem, root = storage.open_uri(run)
+    for step, _ in damaged:
+        path = storage.join(root, _FOLDER, f"step-{step:08d}", FILE_NAME)
+        commit.write_file(filesystem, f"{path}.damaged", storage.read_bytes(filesystem, path))
+        storage.delete_file(filesystem, path)
+    return [reason for _, reason in damaged]
 
 
 def _read_checked(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
-    return from_bytes(_read_bytes(checkpoint, name))
+    return from_bytes(read_bytes(checkpoint, name))
 
 
 def model_files(checkpoint: Checkpoint) -> dict[str, bytes]:
@@ -258,10 +169,10 @@ def model_files(checkpoint: Checkpoint) -> dict[str, bytes]:
     Raises:
         CheckpointError: a file is missing or damaged.
     """
-    weights = _AVERAGE if _AVERAGE in checkpoint.files else MODEL_FILE
+    weights = AVERAGE_FILE if AVERAGE_FILE in checkpoint.files else MODEL_FILE
     filesystem, folder = storage.open_uri(checkpoint.uri)
     manifest = storage.read_bytes(filesystem, storage.join(folder, FILE_NAME))
-    return {weights: _read_bytes(checkpoint, weights), FILE_NAME: manifest}
+    return {checkpoint.stored(weights): read_bytes(checkpoint, weights), FILE_NAME: manifest}
 
 
 def load_extra(checkpoint: Checkpoint, name: str) -> dict[str, Tensor]:
@@ -277,7 +188,7 @@ def load_detector(checkpoint: Checkpoint) -> Detector:
         CheckpointError: a file is missing or damaged.
     """
     detector = build_detector(checkpoint.detector)
-    name = _AVERAGE if _AVERAGE in checkpoint.files else MODEL_FILE
+    name = AVERAGE_FILE if AVERAGE_FILE in checkpoint.files else MODEL_FILE
     load_strict(detector, _read_checked(checkpoint, name), checkpoint.uri)
     return detector
 
@@ -294,6 +205,6 @@ def restore(
         CheckpointError: a file is missing or damaged.
     """
     load_strict(detector, _read_checked(checkpoint, MODEL_FILE), checkpoint.uri)
-    optimiser.load_state_dict(_unflatten(_read_checked(checkpoint, _OPTIMISER), optimiser))
-    others = [name for name in checkpoint.files if name not in (MODEL_FILE, _OPTIMISER)]
+    optimiser.load_state_dict(_unflatten(_read_checked(checkpoint, OPTIMISER_FILE), optimiser))
+    others = [name for name in checkpoint.files if name not in (MODEL_FILE, OPTIMISER_FILE)]
     return {name.removesuffix(".safetensors"): _read_checked(checkpoint, name) for name in others}

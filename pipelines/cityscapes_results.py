@@ -78,6 +78,9 @@ def write_results(dataset: Dataset, found: PredictionsManifest, uri: str, folder
 
 
 def _write_picture(picture: PicturePrediction, classes: Sequence[ClassInfo], folder: Path, name: str) -> None:
+    if picture.rejected:  # nothing was found there, and the scripts want a file for every picture
+        (folder / f"{name}_pred.txt").write_text("")
+        return
     if picture.rles is None:
         raise CityscapesResultsError("Cityscapes measures masks and the detector has none: use one with a mask head")
     lines = []

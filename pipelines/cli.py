@@ -109,7 +109,7 @@ def _train(arguments: Sequence[str]) -> None:
     result = train.run(config, lambda plan: show(f"{name}: {plan}"))
     show(f"checkpoint: {result.checkpoint}")
     if result.best:
-        show(f"best by {config.evaluation.metric}: {result.best}")
+        show(f"best by {config.metric}: {result.best}")
     if result.model:
         show(f"registered: {result.model}")
     if config.val:
@@ -129,6 +129,8 @@ def _show_evaluation(found: Any) -> None:
     rows = [metrics_rows(name, part) for name, part in (("box", found.box), ("mask", found.mask)) if part is not None]
     if rows:
         show(table(_METRIC_HEADERS, rows))
+    if found.without_mask:
+        show(f"{found.without_mask} annotated objects have no mask: AP of masks ignores them and what lies on them")
     if found.keypoints is not None:
         headers = ("AP", "AP50", "AP75", "APm", "APl", "AR")
         cells = [_percent(getattr(found.keypoints, key)) for key in headers]

@@ -1,10 +1,10 @@
 """COCO's files: a prepared data set as an instances file, which evaluation takes as truth, predictions as results."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from pipelines import predictions, storage
+from pipelines import commit, predictions, storage
 from pipelines.dataset import Dataset
 from pipelines.manifest import ClassInfo
 from pipelines.masks import polygons_to_rle
@@ -74,24 +74,37 @@ def to_coco(dataset: Dataset) -> dict[str, Any]:
     }
 
 
-RESULTS_FILE = "results.json"
+RESULTS = "results.json"
 
 
-def write_results(uri: str, manifest: PredictionsManifest) -> str:
-    """Write committed predictions as COCO results beside them, shard by shard; where they are.
+def write_results(out: str, uri: str, found: PredictionsManifest) -> str:
+    """Write results.json into `out`, every detection as COCO's evaluation takes them; its sha256.
+
+    Args:
+        out: URI of a folder.
+        uri: of the committed predictions; one shard at a time is in memory.
+        found: their manifest.
 
     Raises:
-        PredictionsError: a shard is missing or damaged.
+        PredictionsError: a shard is missing or damaged; nothing is written.
         OSError: the store failed.
     """
-    filesystem, folder = storage.open_uri(uri)
-    path = storage.join(folder, RESULTS_FILE)
-    with filesystem.open_output_stream(f"{path}.part") as stream:
-        separator = b"["
-        for picture in predictions.all_pictures(uri, manifest):
-            for row in predictions.to_results(picture, manifest.classes):
-                stream.write(separator + json.dumps(row).encode())
-                separator = b",\n"
-        stream.write(b"]\n" if manifest.detections else b"[]\n")
-    filesystem.move(f"{path}.part", path)
-    return f"{uri.rstrip('/')}/{RESULTS_FILE}"
+    pictures = predictions.all_pictures(uri, found)
+    rows = (row for picture in pictures for row in predictions.to_results(picture, found.classes))
+    return write_json(out, RESULTS, json_list(rows))
+
+
+def json_list(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
+    """Rows as a JSON list, one a line."""
+    yield b"["
+    for number, row in enumerate(rows):
+        yield (b",\n" if number else b"\n") + json.dumps(row, sort_keys=True).encode()
+    yield b"\n]\n"
+
+
+def write_json(out: str, name: str, chunks: Iterable[bytes]) -> str:
+    """Write a file as a stream, whole or not at all; its sha256."""
+    filesystem, folder = storage.open_uri(out)
+    digest = commit.Digest()
+    commit.write_chunks(filesystem, storage.join(folder, name), digest.through(chunks))
+    return digest.hex

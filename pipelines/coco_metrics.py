@@ -135,10 +135,44 @@ def evaluate_keypoints(
     return KeypointMetrics(**dict(zip(KEYPOINT_STAT_NAMES, stats, strict=False)), per_class=per_class)
 
 
+Curves = dict[str, list[tuple[float, float]]]
+"""(recall, precision) by name of the line."""
+
+
+def evaluate_with_curves(
+    ground_truth: GroundTruth | Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind
+) -> tuple[Metrics | KeypointMetrics, Curves]:
+    """The metrics of a kind, keypoints included, and precision at 101 recalls, the mean over the classes.
+
+    Raises:
+        ValueError: as of `evaluate`.
+    """
+    stats, per_class, run = _measured(ground_truth, results, kind)
+    is_points = kind == "keypoints"
+    names, make = (KEYPOINT_STAT_NAMES, KeypointMetrics) if is_points else (STAT_NAMES, Metrics)
+    found = make(**dict(zip(names, stats, strict=False)), per_class=per_class)
+    precision = run.eval["precision"][:, :, :, 0, -1]  # [overlap, recall, class]
+    known = np.where(precision > -1, precision, np.nan)
+    measure = "similarity" if is_points else "IoU"
+    lines: Curves = {}
+    for name, at in ((f"{measure} 0.50", [0]), (f"{measure} 0.75", [5]), (f"{measure} 0.50 to 0.95", range(10))):
+        values = known[list(at)]
+        if not np.isnan(values).all():
+            mean = np.nanmean(values, axis=(0, 2))
+            lines[name] = [(float(x), float(y)) for x, y in zip(run.params.recThrs, mean, strict=True)]
+    return found, lines
+
+
 def _run(
     ground_truth: GroundTruth | Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind
 ) -> tuple[list[float], dict[str, float]]:
     """COCO's summary numbers and the AP of each class."""
+    return _measured(ground_truth, results, kind)[:2]
+
+
+def _measured(
+    ground_truth: GroundTruth | Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind
+) -> tuple[list[float], dict[str, float], COCOeval_faster]:
     truth = ground_truth if isinstance(ground_truth, GroundTruth) else GroundTruth.from_coco(ground_truth)
     wanted, found = truth_rows(truth, kind), result_rows(results, truth, kind)
     run = COCOeval_faster(_index(truth, wanted), _index(truth, found), kind, print_function=_silent)
@@ -146,7 +180,7 @@ def _run(
     run.accumulate()
     with contextlib.redirect_stdout(io.StringIO()):
         run.summarize()
-    return [float(value) for value in run.stats], _per_class(run, truth.classes)
+    return [float(value) for value in run.stats], _per_class(run, truth.classes), run
 
 
 def _silent(*_: object) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 from pipelines import masks
 from pipelines.masks import MaskError, polygons_to_rle, validate_rle
 from pipelines.polygons import validate_polygons
+from pipelines.rejections import shown
 from pipelines.run_lengths import areas
 
 Kind = Literal["bbox", "segm", "keypoints"]
@@ -46,6 +47,11 @@ class GroundTruth:
         Raises:
             ValueError: A part is missing, or an annotation has an unknown picture or category, or a bad box.
         """
+        if not isinstance(source, Mapping):
+            raise ValueError(
+                f"the ground truth is a {type(source).__name__}, wanted an object with images, annotations and "
+                "categories: pass the content of a COCO instances file"
+            )
         for part in ("images", "annotations", "categories"):
             if not isinstance(source.get(part), list):
                 raise ValueError(
@@ -64,10 +70,18 @@ class GroundTruth:
         truth = cls(classes, sizes, tuple(source["annotations"]))
         for position, row in enumerate(truth.annotations):
             where = f"annotations[{position}]"
+            if not isinstance(row, Mapping):
+                raise ValueError(f"{where} is {shown(row)}, wanted an object: correct the COCO instances file")
             _check_ids(row, truth, where)
+            _flag(row, where)
             _check_box(row, where)
             _finite(row, "area", where)
         return truth
+
+    @property
+    def without_mask(self) -> int:
+        """Objects that nobody drew a mask for, crowds not counted; mask metrics ignore them and what lies on them."""
+        return sum(not row.get("segmentation") and not row.get("iscrowd") for row in self.annotations)
 
 
 def truth_rows(truth: GroundTruth, kind: Kind) -> list[Row]:
@@ -76,7 +90,10 @@ def truth_rows(truth: GroundTruth, kind: Kind) -> list[Row]:
     Raises:
         ValueError: one is malformed.
     """
-    return [_truth_row(row, truth, number, kind) for number, row in enumerate(truth.annotations)]
+    rows = [_truth_row(row, truth, number, kind) for number, row in enumerate(truth.annotations)]
+    if kind == "segm":
+        _add_truth_masks(rows, truth)
+    return rows
 
 
 def result_rows(results: Sequence[Mapping[str, Any]], truth: GroundTruth, kind: Kind) -> list[Row]:
@@ -93,16 +110,43 @@ def result_rows(results: Sequence[Mapping[str, Any]], truth: GroundTruth, kind: 
 
 def _truth_row(row: Mapping[str, Any], truth: GroundTruth, position: int, kind: Kind) -> Row:
     """A copy for COCOeval to write into. Ids start at 1: it takes a match with id 0 for no match."""
-    crowd = int(row.get("iscrowd", 0))
+    where = f"annotations[{position}]"
+    crowd = _flag(row, where)
     copy: Row = {key: row[key] for key in ("image_id", "category_id", "bbox", "area")}
     copy |= {"id": position + 1, "iscrowd": crowd}
-    where = f"annotations[{position}]"
-    if kind == "segm":
-        copy["segmentation"] = _truth_rle(row, truth.sizes_hw[row["image_id"]], where)
     if kind == "keypoints":
         points = _keypoints(row.get("keypoints", [0] * 3 * NUM_KEYPOINTS), where)
         copy |= {"keypoints": points, "num_keypoints": sum(v > 0 for v in points[2::3])}
     return copy
+
+
+def _add_truth_masks(rows: list[Row], truth: GroundTruth) -> None:
+    """The annotations' masks; the compressed ones that are sound as they stand are judged all at once."""
+    sizes = [truth.sizes_hw[row["image_id"]] for row in rows]
+    texts = [_plain_counts(row, size_hw) for row, size_hw in zip(truth.annotations, sizes, strict=True)]
+    sound = areas(texts, np.array(sizes, np.int64).reshape(-1, 2).prod(axis=1)) >= 0
+    for position, (row, raw, size_hw) in enumerate(zip(rows, truth.annotations, sizes, strict=True)):
+        if sound[position]:
+            row["segmentation"] = {"size": list(size_hw), "counts": texts[position]}
+        elif raw.get("segmentation"):
+            row["segmentation"] = _truth_rle(raw, size_hw, f"annotations[{position}]")
+        else:  # a region in which detections are neither right nor wrong
+            row |= {"segmentation": _box_rle(raw["bbox"], size_hw), "iscrowd": 1}
+
+
+def _box_rle(box: Sequence[float], size_hw: tuple[int, int]) -> Row:
+    height, width = size_hw
+    left, right = (min(max(value, 0.0), width) for value in (box[0], box[0] + box[2]))
+    top, bottom = (min(max(value, 0.0), height) for value in (box[1], box[1] + box[3]))
+    ring = np.array([left, top, right, top, right, bottom, left, bottom], np.float64)
+    return {"size": list(size_hw), "counts": polygons_to_rle((ring,), *size_hw)}
+
+
+def _flag(row: Mapping[str, Any], where: str) -> int:
+    value = row.get("iscrowd", 0)
+    if not isinstance(value, int) or value not in (0, 1):
+        raise ValueError(f"{where}: iscrowd is {shown(value)}, wanted 0 or 1: mend the row")
+    return int(value)
 
 
 def _result_row(row: Mapping[str, Any], truth: GroundTruth, position: int, kind: Kind) -> Row:

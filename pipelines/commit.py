@@ -1,8 +1,9 @@
 """How a file comes to be: all of it or none of it, also when the machine dies in between.
 
 On a local or network file system: temporary name in the same folder, flush, fsync, rename, fsync of the
-folder. In an object store one PUT is atomic already. Every file that maskray writes for others to read goes
-through `write_file`.
+folder. In an object store one PUT is atomic already, but none can be made to fail where the name exists: of two runs
+that write one folder there at the same time, the last one wins. So one run a folder; on a file system a second one is
+told. Every file that maskray writes for others to read goes through `write_file`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import re
 import socket
+import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
@@ -31,6 +33,8 @@ FAULT_POINTS = (
     "after_rename",
     "after_folder_fsync",
 )
+_SPOOL_BYTES = 2**26
+_PIECE_BYTES = 2**23
 _STALE_AFTER_S = 24 * 3600.0
 _TEMP_NAME = re.compile(r"^\..+\.tmp-(?P<host>[A-Za-z0-9_.-]*?)-(?P<pid>\d+)-[0-9a-f]{12}$")
 
@@ -147,12 +151,16 @@ def write_chunks(
     if exclusive and storage.is_file(filesystem, path):
         raise _conflict(path)
     storage.make_folder(filesystem, str(Path(path).parent))
-    faults.reach("before_rename")
-    # Not a `with` block: closing a multipart upload after an exception would complete it with half the bytes.
-    stream = filesystem.open_output_stream(path)
-    for chunk in chunks:
-        stream.write(chunk)
-    stream.close()
+    with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:
+        # All chunks are made before the upload begins: a stream that is dropped is closed, which publishes what it has.
+        for chunk in chunks:
+            spool.write(chunk)
+        spool.seek(0)
+        faults.reach("before_rename")
+        stream = filesystem.open_output_stream(path)
+        while piece := spool.read(_PIECE_BYTES):
+            stream.write(piece)
+        stream.close()
     faults.reach("after_rename")
 
 

@@ -156,7 +156,7 @@ def _add(page: Page, dataset: Dataset, runs: Sequence[Predicted], judged: Judged
     captions = [f"annotated: {judged.scores[0].objects} object" + "s" * (judged.scores[0].objects != 1)]
     for run, score in zip(runs, judged.scores, strict=True):
         found = _at(read_pictures(run.uri, run.manifest.shards[shard]), inner, record)
-        images.append(draw_instances(shown, _instances(found), names, every_score=True))
+        images.append(draw_instances(shown, instances_of(found), names, every_score=True))
         mark = "" if score.value is None else f" {score.value:.2f}"
         captions.append(f"{run.name}{mark}: {score.found} of {score.objects} found, {score.false} false")
     page.comparison(record.file_name, images, captions)
@@ -172,7 +172,7 @@ def _at(pictures: Sequence[PicturePrediction], inner: int, record: Record) -> Pi
     return pictures[inner]
 
 
-def _instances(found: PicturePrediction) -> tuple[Instance, ...]:
+def instances_of(found: PicturePrediction) -> tuple[Instance, ...]:
     """Detections to draw, in the form of annotated objects."""
     boxes = found.boxes_xyxy.astype(float).tolist()
     return tuple(

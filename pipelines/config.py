@@ -5,7 +5,7 @@ import enum
 from collections.abc import Sequence
 from typing import Any
 
-from model.config import DetectorConfig, Norm
+from model.config import DetectorConfig
 from model.settings import to_dict
 from pipelines.geometry import AugmentConfig
 from pipelines.optim import OptimConfig
@@ -38,6 +38,7 @@ class ExecutionConfig:
         keep_checkpoints: newest checkpoints that are kept, besides the best one; 0 keeps all.
         max_failures: restarts in a row without a new checkpoint in between, before the run gives up.
         hang_timeout_s: seconds of silence or of no step after which a worker is named, killed and the run restarted.
+        first_step_timeout_s: the same of no step before the first one is done, which compiles the network.
         wait_for_nodes_s: seconds to wait for a cluster that grows to hold the workers; 0 fails at once.
     """
 
@@ -54,6 +55,7 @@ class ExecutionConfig:
     keep_checkpoints: int = 3
     max_failures: int = 3
     hang_timeout_s: float = 600.0
+    first_step_timeout_s: float = 1800.0
     wait_for_nodes_s: float = 0.0
 
     def __post_init__(self) -> None:
@@ -64,8 +66,9 @@ class ExecutionConfig:
         for name in ("min_workers", "loader_processes", "keep_checkpoints", "max_failures", "wait_for_nodes_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"execution.{name} must be >= 0, got {getattr(self, name)}")
-        if self.hang_timeout_s <= 0:
-            raise ValueError(f"execution.hang_timeout_s must be > 0, got {self.hang_timeout_s}")
+        for name in ("hang_timeout_s", "first_step_timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"execution.{name} must be > 0, got {getattr(self, name)}")
         if self.min_workers > self.workers:
             raise ValueError(
                 f"execution.min_workers ({self.min_workers}) must not exceed execution.workers ({self.workers})"
@@ -77,15 +80,17 @@ class EvaluationConfig:
     """Measuring checkpoints on `val` beside the running training.
 
     Attributes:
-        every: steps between the checkpoints that are measured; 0 measures none before the end.
-        metric: decides which checkpoint is the best one: box/AP, mask/AP50, ...; larger is better.
+        every: steps between the checkpoints that are measured, besides the last one; 0 measures none before the end.
+            Where measuring cannot keep pace, older ones are left out.
+        metric: decides which checkpoint is the best one: box/AP, mask/AP50, keypoints/AP, ...; larger is better. Empty
+            takes mask/AP, and box/AP of a detector without masks.
         patience: measurements in a row without a better one after which the run ends early; 0 never.
         gpu: measure on a GPU of its own, besides those of the workers.
         cpus: CPU cores set aside for it; 0 shares those of the workers.
     """
 
     every: int = 0
-    metric: str = "mask/AP"
+    metric: str = ""
     patience: int = 0
     gpu: bool = False
     cpus: int = 0
@@ -124,15 +129,18 @@ class TrainConfig:
         out: folder or URI of the run; the same command with the same folder goes on where it stopped.
         ratio: pictures of each training set in a batch, relative to each other (6 4 is the distillation paper's
             labelled : pseudo); empty takes 6 4 where there are labelled and pseudo-labelled sets, and divides each
-            share, or the whole batch, in proportion to the sets' sizes.
+            share, or the whole batch, in proportion to the sets' sizes. Every batch is divided alike, in whole pictures
+            (16 into 10 and 6), and the run says how; batches of a multiple of 10 are 6 : 4 exactly.
         holdout: share of the first training set that is not trained on, so that `maskray distill --audit` can measure
-            pseudo-labels on it; 0.05 is a good one for a teacher.
+            pseudo-labels on it; none unless asked for, 0.05 is a good one for a teacher.
         holdout_seed: which pictures are held out.
         init: checkpoint to take the weights from; empty starts from random ones.
         rpn_from: checkpoint of a detector that makes the proposals, in training and ever after (the paper's stage-wise
             training); empty trains a proposal network of the detector's own.
         seed: fixes initial weights, order, augmentation and sampling.
-        shuffle_window: shards shuffled together; 0 for all.
+        shuffle_window: shards shuffled together; 0 for all, or for as many as fit twice into the local copies of
+            remote data sets ($MASKRAY_CACHE_GB of the machine that starts the run; a run keeps the number it began
+            with).
         precision: arithmetic of the network.
         deterministic: only operators that give the same bits again on the same kind of machine; slower on GPUs.
         register: name under which MLflow registers the final model (the best one, where checkpoints are measured);
@@ -185,18 +193,18 @@ class TrainConfig:
                 f"optim.batch ({self.optim.batch}) must give each of execution.workers ({self.execution.workers}) x "
                 f"execution.accumulate ({self.execution.accumulate}) parts a picture: use at least {parts}"
             )
-        workers = self.execution.min_workers or self.execution.workers
-        if self.detector.backbone.norm is Norm.SYNC and workers > 1 and not self.execution.gpu:
-            raise ValueError(
-                "detector.backbone.norm sync over several workers needs --execution.gpu: torch has it on GPUs alone; "
-                "use group, or one worker"
-            )
+
+    @property
+    def metric(self) -> str:
+        """What decides which checkpoint is the best one."""
+        return self.evaluation.metric or ("mask/AP" if self.detector.mask.enabled else "box/AP")
 
     def identity(self) -> dict[str, Any]:
-        """What the result depends on besides the data: all but places and execution."""
+        """What the result depends on besides data and first weights: all but places, execution and patience."""
         values = to_dict(self)
-        for name in ("train", "val", "out", "register", "tracking_uri", "evaluation", "execution"):
+        for name in ("train", "val", "out", "init", "rpn_from", "register", "tracking_uri", "evaluation", "execution"):
             del values[name]
+        del values["optim"]["max_skipped"]
         return values
 
 

@@ -9,6 +9,7 @@ from collections import OrderedDict
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from pyarrow import fs as pafs
 from pyarrow import ipc
 
 from pipelines import manifest as manifests
@@ -24,10 +25,10 @@ INDEX_SCHEMA = pa.schema(
         pa.field("height", pa.int32(), nullable=False),
         pa.field("width", pa.int32(), nullable=False),
         pa.field("labelled", pa.bool_(), nullable=False),
-        pa.field("labels", pa.list_(pa.int32()), nullable=False),  # of the objects that are not crowds
+        pa.field("labels", pa.list_(pa.int32()), nullable=False),  # of what is neither crowd nor ignored
     ]
 )
-_REMOTE_SHARDS_KEPT = 2
+_SHARDS_IN_MEMORY = 2
 
 
 class DatasetError(ValueError):
@@ -37,8 +38,9 @@ class DatasetError(ValueError):
 class Dataset:
     """A committed data set, for random access.
 
-    Local shards are memory-mapped; remote ones are kept on the local disk (see `shard_cache`), and the last two open.
-    Each shard's length, hash, schema and inner consistency are checked when it is first opened.
+    Shards are memory-mapped and stay so; remote ones are mapped from their copies on the local disk (see
+    `shard_cache`), as many as that may hold. Where the disk takes none, the last two are held in memory. Each shard's
+    length, schema and inner consistency are checked when it is first opened; its hash too, of a copy once a machine.
 
     Attributes:
         uri: as given.
@@ -49,7 +51,7 @@ class Dataset:
         labelled: bool [N].
         label_offsets: int64 [N + 1]; record i has the labels `labels[label_offsets[i] : label_offsets[i +
             1]]`.
-        labels: int32 [all objects that are not crowds].
+        labels: int32 [all objects that are neither crowds nor ignored; older data sets count ignored ones as objects].
     """
 
     def __init__(self, uri: str, verify: bool = True) -> None:
@@ -71,7 +73,8 @@ class Dataset:
         self.rows_per_shard = np.array([s.rows for s in self.manifest.shards], np.int64)
         self._first_row = np.concatenate([[0], np.cumsum(self.rows_per_shard)]).astype(np.int64)
         self._opened: OrderedDict[int, pa.RecordBatch] = OrderedDict()
-        index = _open_index(self._read(self.manifest.index), self._path(self.manifest.index), len(self))
+        self._in_memory: set[int] = set()
+        index = _open_index(self._read(self.manifest.index)[0], self._path(self.manifest.index), len(self))
         self.image_ids: npt.NDArray[np.int64] = index.column("image_id").to_numpy()
         sides = [index.column(name).to_numpy() for name in ("height", "width")]
         self.sizes_hw: npt.NDArray[np.int32] = np.stack(sides, axis=1)
@@ -116,14 +119,48 @@ class Dataset:
             self._opened.move_to_end(number)
             return self._opened[number]
         info = self.manifest.shards[number]
-        buffer = self._read(info)
-        batch = shards.open_ipc(pa.BufferReader(buffer), self._path(info)).batch
-        if batch.num_rows != info.rows:
-            raise DatasetError(f"{self._path(info)} has {batch.num_rows} rows, the manifest says {info.rows}")
-        self._opened[number] = batch
-        if not storage.is_local(self._filesystem) and len(self._opened) > _REMOTE_SHARDS_KEPT:
-            self._opened.popitem(last=False)
+        buffer, is_mapped = self._read(info)
+        batch = self._opened[number] = _to_batch(buffer, info, self._path(info))
+        if not is_mapped:
+            self._in_memory.add(number)
+        self._close_what_is_too_much()
         return batch
+
+    def _close_what_is_too_much(self) -> None:
+        """Let go of the longest unused shards in memory, and of copies that the disk may have deleted meanwhile."""
+        in_memory = [number for number in self._opened if number in self._in_memory]
+        closed = in_memory[: max(0, len(in_memory) - _SHARDS_IN_MEMORY)]
+        if self._cache is not None:
+            lengths = {n: self.manifest.shards[n].bytes for n in self._opened if n not in self._in_memory}
+            excess = sum(lengths.values()) - self._cache.limit_bytes
+            for number, length in lengths.items():
+                if excess <= 0:
+                    break
+                closed.append(number)
+                excess -= length
+        for number in closed:
+            del self._opened[number]
+            self._in_memory.discard(number)
+
+    def labelled_keypoints(self) -> npt.NDArray[np.int64]:
+        """Labelled keypoints of each record, int64 [N]; reads that column of every shard, and no picture.
+
+        Raises:
+            DatasetError: a shard is missing.
+            SchemaError: a shard does not hold records.
+        """
+        counts = [np.zeros(0, np.int64)]
+        for info in self.manifest.shards:
+            path = self._path(info)
+            try:
+                with self._filesystem.open_input_file(path) as source:
+                    column = shards.open_ipc(source, path, ("keypoints",)).batch.column("keypoints")
+            except FileNotFoundError as error:
+                raise DatasetError(f"{path} is missing: restore it or prepare again") from error
+            points = column.values
+            visible = np.concatenate([[0], np.cumsum(points.values.to_numpy()[2::3] > 0)])
+            counts.append(np.diff(visible[points.offsets.to_numpy()[column.offsets.to_numpy()] // 3]))
+        return np.concatenate(counts).astype(np.int64)
 
     def rejections(self) -> tuple[rejections.Rejection, ...]:
         """What was set aside when the data set was made.
@@ -131,33 +168,52 @@ class Dataset:
         Raises:
             DatasetError: the file is missing or does not match the manifest.
         """
-        return rejections.from_ipc(self._read(self.manifest.rejected).to_pybytes())
+        return rejections.from_ipc(self._read(self.manifest.rejected)[0].to_pybytes())
 
     def _path(self, info: manifests.FileInfo) -> str:
         return storage.join(self._folder, info.file)
 
-    def _read(self, info: manifests.FileInfo) -> pa.Buffer:
-        path = self._path(info)
-        try:
-            if self._cache is None:
-                buffer = pa.memory_map(path).read_buffer()
-            else:
-                fetch = functools.partial(storage.read_bytes, self._filesystem, path)
-                buffer = self._cache.read(info.sha256, info.bytes, fetch)
-        except (FileNotFoundError, IsADirectoryError) as error:
-            raise DatasetError(f"{path} is missing, and the manifest names it: restore it or prepare again") from error
-        if buffer.size != info.bytes:
-            raise DatasetError(
-                f"{path} has {buffer.size} bytes, the manifest says {info.bytes}: it was cut; prepare again"
-            )
-        damaged = self._verify and hashlib.sha256(buffer).hexdigest() != info.sha256
-        if damaged and self._cache is not None:  # the copy on this disk, or the store?
-            self._cache.drop(info.sha256)
-            buffer = pa.py_buffer(storage.read_bytes(self._filesystem, path))
-            damaged = hashlib.sha256(buffer).hexdigest() != info.sha256
-        if damaged:
-            raise DatasetError(f"{path} does not match its sha256 in the manifest: it was damaged; prepare again")
-        return buffer
+    def _read(self, info: manifests.FileInfo) -> tuple[pa.Buffer, bool]:
+        return _read_file(self._filesystem, self._path(info), info, self._cache, self._verify)
+
+
+def open_shard(uri: str, info: manifests.ShardInfo) -> pa.RecordBatch:
+    """All rows of one shard of the data set at `uri`, without its manifest and index; checked as `Dataset` does.
+
+    Raises:
+        DatasetError: it is missing or does not match what the manifest says.
+        SchemaError: it does not hold records.
+    """
+    filesystem, folder = storage.open_uri(uri)
+    cache = None if storage.is_local(filesystem) else ShardCache.from_environment()
+    path = storage.join(folder, info.file)
+    return _to_batch(_read_file(filesystem, path, info, cache, verify=True)[0], info, path)
+
+
+def _to_batch(buffer: pa.Buffer, info: manifests.ShardInfo, path: str) -> pa.RecordBatch:
+    batch = shards.open_ipc(pa.BufferReader(buffer), path).batch
+    if batch.num_rows != info.rows:
+        raise DatasetError(f"{path} has {batch.num_rows} rows, the manifest says {info.rows}")
+    return batch
+
+
+def _read_file(
+    filesystem: pafs.FileSystem, path: str, info: manifests.FileInfo, cache: ShardCache | None, verify: bool
+) -> tuple[pa.Buffer, bool]:
+    """A file's bytes, and whether they are mapped."""
+    try:
+        if cache is None:
+            buffer, is_mapped, is_verified = pa.memory_map(path).read_buffer(), True, False
+        else:
+            fetch = functools.partial(storage.read_bytes, filesystem, path)
+            buffer, is_mapped, is_verified = cache.read(info.sha256, info.bytes, fetch)
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise DatasetError(f"{path} is missing, and the manifest names it: restore it or prepare again") from error
+    if buffer.size != info.bytes:
+        raise DatasetError(f"{path} has {buffer.size} bytes, the manifest says {info.bytes}: it was cut; prepare again")
+    if verify and not is_verified and hashlib.sha256(buffer).hexdigest() != info.sha256:
+        raise DatasetError(f"{path} does not match its sha256 in the manifest: it was damaged; prepare again")
+    return buffer, is_mapped
 
 
 def _open_index(data: pa.Buffer, where: str, rows: int) -> pa.RecordBatch:

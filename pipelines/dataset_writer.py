@@ -15,7 +15,7 @@ from pipelines import manifest as manifests
 from pipelines import rejections as rejected
 from pipelines.dataset import INDEX_NAME, INDEX_SCHEMA
 
-_INDEX_COLUMNS = ("image_id", "height", "width", "labelled", "label", "crowd")
+_INDEX_COLUMNS = ("image_id", "height", "width", "labelled", "label", "crowd", "ignore")
 
 
 class Draft(NamedTuple):
@@ -30,6 +30,7 @@ class Draft(NamedTuple):
         source: where the data came from, and how.
         fingerprint: identity of source and settings.
         semantic_classes: of the semantic maps; 0 without maps.
+        left_out: pictures and objects set aside beside the rejections, which the maker lists in files of its own.
     """
 
     classes: tuple[manifests.ClassInfo, ...]
@@ -40,6 +41,7 @@ class Draft(NamedTuple):
     source: Mapping[str, str]
     fingerprint: str
     semantic_classes: int = 0
+    left_out: tuple[int, int] = (0, 0)
 
 
 def shard_name(number: int) -> str:
@@ -97,8 +99,8 @@ def commit_dataset(
     num_classes = len(draft.classes)
     if labels.size and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
         raise manifests.ManifestError(f"labels reach {labels.max()}, wanted 0 to {num_classes - 1}")
-    lost_rows = sum(r.is_row for r in draft.rejections)
-    lost = sum(r.instances for r in draft.rejections)
+    lost_rows = sum(r.is_row for r in draft.rejections) + draft.left_out[0]
+    lost = sum(r.instances for r in draft.rejections) + draft.left_out[1]
     kept = sum(s.instances for s in draft.shards)
     made = manifests.Manifest(
         classes=draft.classes,
@@ -141,9 +143,8 @@ def _index(filesystem: pafs.FileSystem, folder: str, infos: Sequence[manifests.S
 
 
 def _index_of(batch: pa.RecordBatch) -> pa.RecordBatch:
-    crowd = batch.column("crowd")
-    offsets, flat = crowd.offsets.to_numpy(), crowd.values.to_numpy(zero_copy_only=False)
-    objects = ~flat
+    crowd, ignore = (batch.column(name).values.to_numpy(zero_copy_only=False) for name in ("crowd", "ignore"))
+    offsets, objects = batch.column("crowd").offsets.to_numpy(), ~(crowd | ignore)
     before = np.concatenate([[0], np.cumsum(objects)]).astype(np.int32)
     labels = pa.ListArray.from_arrays(before[offsets], pa.array(batch.column("label").values.to_numpy()[objects]))
     columns = [batch.column(name) for name in ("image_id", "height", "width", "labelled")]

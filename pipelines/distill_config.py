@@ -28,10 +28,11 @@ class DistillConfig:
             pictures it held out of the labelled rate.
         audit: label the pictures that the teacher held out, and report how good labels are at the thresholds used.
         min_score: detections below are never kept, whatever the rule says.
-        max_score: detections from here on are always kept.
+        max_score: detections from here on are always kept; 1 leaves it to the rule.
         uncertain: share of a class's threshold from which detections that are not kept become regions that the
             student learns nothing from, instead of background; 1 for none.
         weight: weight of a pseudo-label's losses: one, or its score.
+        min_keypoint_score: keypoints whose heat map's peak is below are not visible to the student.
         keep_empty: keep pictures without any kept object, as pictures without objects.
         leaked: refuse a pool with labelled or validation pictures, or leave these out.
         coco: write instances.json and results.json too, by one process; leave out for pools of millions.
@@ -51,6 +52,7 @@ class DistillConfig:
     max_score: float = 1.0
     uncertain: float = 0.5
     weight: Weight = Weight.ONE
+    min_keypoint_score: float = 0.0
     keep_empty: bool = False
     leaked: Leaked = Leaked.REFUSE
     coco: bool = True

@@ -1,21 +1,17 @@
-"""Pseudo-labels as COCO's files: instances.json of the labels kept, results.json of every detection.
-
-Both are written as a stream, a shard at a time: what is in memory does not grow with the pool.
-"""
+"""Pseudo-labels as COCO's instances.json, written as a stream: what is in memory does not grow with the pool."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 
-from pipelines import commit, dataset_writer, predictions, records, shards, storage
-from pipelines.coco_export import annotation, categories
-from pipelines.manifest import ClassInfo
+from pipelines import dataset_writer, predictions, records, shards, storage
+from pipelines.coco_export import annotation, categories, json_list, write_json
 from pipelines.predictions import PredictionsManifest
 from pipelines.records import Record
 
-INSTANCES, RESULTS = "instances.json", "results.json"
+INSTANCES = "instances.json"
 
 
 def read_without_pictures(uri: str, name: str) -> Iterator[Record]:
@@ -36,48 +32,64 @@ def read_without_pictures(uri: str, name: str) -> Iterator[Record]:
         yield records.from_table(whole, row)
 
 
-def write_instances(out: str, shard_count: int, classes: Sequence[ClassInfo], round_number: int) -> str:
+class Origin(NamedTuple):
+    """Where the labels come from.
+
+    Attributes:
+        predictions: URI of the detections.
+        found: what they say of themselves.
+        cap: most detections a picture can have; 0 where it is not known.
+        round: of the distillation.
+        info: JSON-able; what the file says of itself.
+    """
+
+    predictions: str
+    found: PredictionsManifest
+    cap: int
+    round: int
+    info: Mapping[str, Any]
+
+
+def write_instances(out: str, origin: Origin) -> str:
     """Write instances.json: pictures, labels (ignored regions as crowds) and classes; its sha256.
 
     Args:
         out: URI of the data set, its shards being there.
-        shard_count: of them.
-        classes: in the order of labels.
-        round_number: of the distillation, kept with each label.
+        origin: of the labels.
     """
+    classes, shard_count = origin.found.classes, len(origin.found.shards)
     names = [dataset_writer.shard_name(number) for number in range(shard_count)]
 
     def images() -> Iterator[dict[str, Any]]:
-        for record in (record for name in names for record in read_without_pictures(out, name)):
-            yield {
-                "id": record.image_id, "file_name": record.file_name, "height": record.height, "width": record.width,
-                "sha256": record.sha256,
-            }  # fmt: skip
+        for name, shard in zip(names, origin.found.shards, strict=True):
+            counts = predictions.count_detections(origin.predictions, shard.file)
+            for record in read_without_pictures(out, name):
+                yield _image(record, counts[record.image_id], origin)
 
     def annotations() -> Iterator[dict[str, Any]]:
         for record in (record for name in names for record in read_without_pictures(out, name)):
             for instance in record.instances:
                 yield annotation(instance, record, classes[instance.label].id) | {
                     "score": instance.score, "loss_weight": instance.loss_weight, "ignore": int(instance.ignore),
-                    "source": "pseudo", "round": round_number,
+                    "source": "pseudo", "round": origin.round, "view_agreement": instance.view_agreement,
+                    "box_spread": instance.box_spread, "mask_score": instance.mask_score,
+                    "keypoint_scores": None if (s := instance.keypoint_scores) is None else s.astype(float).tolist(),
                 }  # fmt: skip
 
-    parts = {"images": _json_list(images()), "annotations": _json_list(annotations())}
-    return _write(out, INSTANCES, _json_object(parts, {"categories": categories(classes)}))
+    parts = {"images": json_list(images()), "annotations": json_list(annotations())}
+    rest = {"categories": categories(classes), "info": dict(origin.info)}
+    return write_json(out, INSTANCES, _json_object(parts, rest))
 
 
-def write_results(out: str, uri: str, found: PredictionsManifest) -> str:
-    """Write results.json, every detection as COCO's evaluation takes them; its sha256."""
-    pictures = predictions.all_pictures(uri, found)
-    rows = (row for picture in pictures for row in predictions.to_results(picture, found.classes))
-    return _write(out, RESULTS, _json_list(rows))
-
-
-def _json_list(rows: Iterable[dict[str, Any]]) -> Iterator[bytes]:
-    yield b"["
-    for number, row in enumerate(rows):
-        yield (b",\n" if number else b"\n") + json.dumps(row, sort_keys=True).encode()
-    yield b"\n]"
+def _image(record: Record, detections: int, origin: Origin) -> dict[str, Any]:
+    """Pictures of the data set were seen in all views; one that could not be is not in it, with its reason."""
+    kept = sum(not instance.ignore for instance in record.instances)
+    return {
+        "id": record.image_id, "file_name": record.file_name, "height": record.height, "width": record.width,
+        "sha256": record.sha256, "n_views_ok": len(origin.found.making.views) if origin.found.making else 1,
+        "n_kept": kept, "n_ignored": len(record.instances) - kept,
+        "hit_detection_cap": detections >= origin.cap if origin.cap else None, "status": "ok" if kept else "empty",
+    }  # fmt: skip
 
 
 def _json_object(lists: dict[str, Iterator[bytes]], rest: dict[str, Any]) -> Iterator[bytes]:
@@ -87,10 +99,3 @@ def _json_object(lists: dict[str, Iterator[bytes]], rest: dict[str, Any]) -> Ite
         yield from chunks
         yield b",\n"
     yield json.dumps(rest, sort_keys=True)[1:].encode() + b"\n"
-
-
-def _write(out: str, name: str, chunks: Iterable[bytes]) -> str:
-    filesystem, folder = storage.open_uri(out)
-    digest = commit.Digest()
-    commit.write_chunks(filesystem, storage.join(folder, name), digest.through(chunks))
-    return digest.hex

@@ -2,13 +2,8 @@
 
 import dataclasses
 import json
-import platform
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import numpy as np
-import pyarrow as pa
-import torch
 
 from pipelines import audit, commit, provenance, storage
 from pipelines.dataset import Dataset
@@ -32,6 +27,14 @@ _PICTURES = {
     "leaked": "left out: labelled or validation pictures",
     "unseen": "left out: the detector could not look at them",
 }
+_DETECTIONS = {
+    "label": "became labels",
+    "uncertain": "became ignored regions",
+    "below_threshold": "below their threshold",
+    "no_pixel": "without a pixel",
+    "nothing_kept": "uncertain ones of pictures left out",
+    "leaked": "on labelled or validation pictures",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,8 @@ class Account:
     Attributes:
         selection: one row a class.
         pictures: of the pool by what became of them; they add up to all of it.
-        sizes: labels by mask area: below 32 x 32, below 96 x 96, larger.
+        detections: on the pool by what became of them; they add up to all of them.
+        sizes: labels a class by mask area: below 32 x 32, below 96 x 96, larger.
         full: pictures with as many detections as the detector gives at most: there may be more objects.
         leak: labelled and validation pictures that were left out.
         held_out: labelled pictures that the teacher held out, and the labelled rate leaves out.
@@ -50,15 +54,16 @@ class Account:
 
     selection: tuple[ClassSelection, ...]
     pictures: Mapping[str, int]
-    sizes: Sequence[int]
+    detections: Mapping[str, int]
+    sizes: Sequence[Sequence[int]]
     full: int
     leak: Leak
     held_out: int
     histograms: Sequence[Sequence[int]]
 
 
-def write(out: str, account: Account, sheets: Mapping[str, Sequence[Shown]], times: tuple[float, float]) -> None:
-    """Write report.json.
+def write(out: str, account: Account, sheets: Mapping[str, Sequence[Shown]], times: tuple[float, float]) -> str:
+    """Write report.json, the same bytes of the same inputs, and timing.json beside it; the report's sha256.
 
     Args:
         out: URI of the data set.
@@ -70,15 +75,14 @@ def write(out: str, account: Account, sheets: Mapping[str, Sequence[Shown]], tim
         **dataclasses.asdict(account),
         "selection": [row._asdict() for row in account.selection],
         "sheets": sheets,
-        "started": times[0],
-        "finished": times[1],
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__,
-            "pyarrow": pa.__version__,
-        },
-    }  # fmt: skip
+        "versions": provenance.versions(),
+    }
+    data = json.dumps(body, indent=1, sort_keys=True).encode()
     filesystem, folder = storage.open_uri(out)
-    commit.write_file(filesystem, storage.join(folder, FILE_NAME), json.dumps(body, indent=1).encode())
+    commit.write_file(filesystem, storage.join(folder, FILE_NAME), data)
+    timing = json.dumps({"started": times[0], "finished": times[1]}).encode()
+    commit.write_file(filesystem, storage.join(folder, "timing.json"), timing)
+    return commit.sha256_of(data)
 
 
 def save_page(out: str) -> str:
@@ -93,7 +97,7 @@ def save_page(out: str) -> str:
     page = Page(f"Pseudo-labels {out.rsplit('/', 1)[-1]}")
     rows = [ClassSelection(**row) for row in body["selection"]]
     _add_account(page, body)
-    _add_classes(page, rows, body["histograms"])
+    _add_classes(page, rows, body)
     found = audit.load(out)
     if found is not None:
         _add_audit(page, found)
@@ -104,7 +108,7 @@ def save_page(out: str) -> str:
         page.section("Where the labels come from")
         for line in provenance.lines(chain):
             page.paragraph(line)
-    return page.save(f"{out}/{PAGE_NAME}")
+    return page.save(storage.child_uri(out, PAGE_NAME))
 
 
 def _add_account(page: Page, body: Mapping[str, Any]) -> None:
@@ -112,6 +116,10 @@ def _add_account(page: Page, body: Mapping[str, Any]) -> None:
     rows: list[list[Cell]] = [[_PICTURES[name], count] for name, count in body["pictures"].items()]
     rows.append(["all", sum(body["pictures"].values())])
     page.table(["", "pictures"], rows, bold={(len(rows) - 1, 1)})
+    page.paragraph(
+        "Detections: "
+        + ", ".join(f"{count} {_DETECTIONS.get(name, name)}" for name, count in body["detections"].items())
+    )
     if body["full"]:
         page.paragraph(
             f"{body['full']} pictures have as many detections as the detector gives at most: objects may be missing "
@@ -119,32 +127,33 @@ def _add_account(page: Page, body: Mapping[str, Any]) -> None:
         )
     if body["leak"]["count"]:
         page.paragraph(f"Left out as known: such as {', '.join(body['leak']['examples'])}.")
-    small, medium, large = body["sizes"]
-    page.paragraph(
-        f"Labels by mask area: {small} small (below 32 x 32 px), {medium} medium (below 96 x 96), {large} large."
-    )
 
 
-def _add_classes(page: Page, rows: Sequence[ClassSelection], histograms: Sequence[Sequence[int]]) -> None:
+def _add_classes(page: Page, rows: Sequence[ClassSelection], body: Mapping[str, Any]) -> None:
     page.section("Classes")
     page.paragraph(
         "As many labels a picture are wanted as people annotated; the rule's threshold is the score of the last of "
         "them, and the threshold used is kept within the floor and the cap. Detections below it that are still likely "
         "are uncertain: the student learns nothing from their regions."
     )
-    headers = ["class", "labels a picture", "wanted", "found", "kept", "uncertain", "rule's threshold", "threshold", ""]
+    headers = ["class", "labels a picture", "wanted", "found", "kept", "kept a picture", "uncertain",
+               "rule's threshold", "threshold", ""]  # fmt: skip
+    pool = max(1, sum(body["pictures"].values()))
     cells: list[list[Cell]] = [
         [
-            row.name, row.labelled_rate, row.wanted, row.found, row.kept, row.uncertain,
+            row.name, row.labelled_rate, row.wanted, row.found, row.kept, row.kept / pool, row.uncertain,
             None if row.rule_threshold > 1 else row.rule_threshold, row.threshold,
             f"only {row.labelled} human labels: unsure" if row.few_labels else "",
         ]
         for row in rows
     ]  # fmt: skip
     page.table(headers, cells)
+    page.section("Labels by mask area")
+    sizes = ["class", "small (below 32 x 32 px)", "medium (below 96 x 96)", "large"]
+    page.table(sizes, [[row.name, *counts] for row, counts in zip(rows, body["sizes"], strict=True)])
     page.section("Detections by score")
     bins = [f"{low / 10:.1f}" for low in range(10)]
-    page.table(["class", *bins], [[row.name, *counts] for row, counts in zip(rows, histograms, strict=True)])
+    page.table(["class", *bins], [[row.name, *counts] for row, counts in zip(rows, body["histograms"], strict=True)])
 
 
 def _add_audit(page: Page, found: audit.Audit) -> None:

@@ -92,6 +92,7 @@ class Evaluation(NamedTuple):
         data: URI of the data set, empty where a results file was measured.
         keypoints: of the keypoints.
         cityscapes: Cityscapes' own instance AP of the masks.
+        without_mask: annotated objects that have no mask, so that COCO's metrics of masks ignore them.
     """
 
     box: Metrics | None
@@ -100,6 +101,7 @@ class Evaluation(NamedTuple):
     data: str = ""
     keypoints: KeypointMetrics | None = None
     cityscapes: CityscapesMetrics | None = None
+    without_mask: int = 0
 
 
 class EvaluationError(ValueError):
@@ -137,6 +139,7 @@ def measure_files(annotations: str, results: str) -> Evaluation:
         evaluate(truth, rows, "bbox") if has_box else None,
         evaluate(truth, rows, "segm") if has_mask else None,
         keypoints=evaluate_keypoints(truth, rows) if has_points else None,
+        without_mask=truth.without_mask if has_mask else 0,
     )
 
 
@@ -187,6 +190,7 @@ def _measure_rows(dataset: Dataset, uri: str, rows: list[dict[str, Any]], has: _
         uri,
         dataset.uri,
         evaluate_keypoints(truth, with_points) if has.keypoints else None,
+        without_mask=truth.without_mask if has.masks else 0,
     )
 
 
@@ -248,7 +252,7 @@ def run(config: EvaluateConfig) -> Evaluation:
     body["per_class"] = {name: metrics.per_class for name, metrics in parts.items()}
     if found.cityscapes is not None:
         body["cityscapes"] = dataclasses.asdict(found.cityscapes)
-    body["data"] = storage.canonical_uri(config.data)
+    body |= {"data": storage.canonical_uri(config.data), "without_mask": found.without_mask}
     filesystem, folder = storage.open_uri(config.out)
     commit.write_file(filesystem, storage.join(folder, _FILE_NAME), json.dumps(body, indent=1).encode())
     return found
@@ -271,6 +275,9 @@ def load(uri: str) -> Evaluation:
             kind: make(**body[kind], per_class=body["per_class"][kind]) for kind, make in kinds.items() if kind in body
         }
         official = CityscapesMetrics(**body["cityscapes"]) if "cityscapes" in body else None
-        return Evaluation(parts["box"], parts.get("mask"), uri, str(body["data"]), parts.get("keypoints"), official)
+        ignored = int(body.get("without_mask", 0))
+        return Evaluation(
+            parts["box"], parts.get("mask"), uri, str(body["data"]), parts.get("keypoints"), official, ignored
+        )
     except (ValueError, KeyError, TypeError) as error:
         raise EvaluationError(f"{path} is damaged ({error}): evaluate again into another --out") from error

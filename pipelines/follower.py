@@ -17,6 +17,7 @@ from pipelines.tracking import Tracker
 from pipelines.watchdog import Hung, Watchdog
 
 _POLL_S = 0.5
+_ANSWER_S = 30.0
 _LOG = logging.getLogger(__name__)
 
 
@@ -31,19 +32,20 @@ class Follower(threading.Thread):
         failures: what workers raised, first one first.
         hung: workers that were killed because they held up the run.
         asked: why the workers were asked to stop; empty where they were not.
+        started: whether any worker was ever heard of.
     """
 
     def __init__(
-        self, inbox: Any, tracker: Tracker, progress: Progress, evaluator: Evaluator, hang_timeout_s: float
+        self, inbox: Any, tracker: Tracker, progress: Progress, evaluator: Evaluator, watchdog: Watchdog
     ) -> None:
         """Take the inbox's handle and whom to tell."""
         super().__init__(daemon=True, name="follower")
         self._inbox, self._tracker, self._progress, self._evaluator = inbox, tracker, progress, evaluator
-        self._watchdog = Watchdog(hang_timeout_s)
+        self._watchdog, self._received = watchdog, 0
         self._over = threading.Event()
         self.failures: list[Failure] = []
         self.hung: list[Hung] = []
-        self.asked = ""
+        self.asked, self.started = "", False
 
     def run(self) -> None:
         """Follow until `finish`."""
@@ -56,8 +58,13 @@ class Follower(threading.Thread):
                 _LOG.exception("the driver could not follow its workers; they go on")
 
     def _follow(self) -> None:
-        mail = ray.get(self._inbox.drain.remote(), timeout=30)
-        now = time.monotonic()
+        mail = ray.get(self._inbox.drain.remote(self._received), timeout=_ANSWER_S)
+        self._received, now = mail.number, time.monotonic()
+        self.started = self.started or bool(mail.beats)
+        # First what was said of failures and of life: what follows may fail, and the mail comes only once.
+        self.failures += mail.failures
+        for beat in mail.beats:
+            self._watchdog.hear(beat, now)
         for row in mail.rows:
             step = int(row.pop("step"))
             self._tracker.metrics(row, step)
@@ -65,12 +72,9 @@ class Follower(threading.Thread):
             self._progress.update(step, f"{note}{row['pictures_per_s']:.1f} pictures/s")
         for step in mail.committed:
             self._evaluator.committed(step)
-        self.failures += mail.failures
         self._evaluator.poll()
         if self._evaluator.ended_early:
             self.ask_to_stop("early")
-        for beat in mail.beats:
-            self._watchdog.hear(beat, now)
         if not self._over.is_set() and not self.hung:
             self._end_hanging(self._watchdog.hung(now))
 
@@ -95,6 +99,10 @@ class Follower(threading.Thread):
             self._follow()
             if complete:
                 self._evaluator.finish()
+            else:
+                self._evaluator.abort()
         except ray.exceptions.RayError as error:
             _LOG.warning("the last metrics of the workers are lost: %s", error)
+        except Exception:
+            _LOG.exception("the driver could not take the last of its workers; what they saved is there")
         self._progress.close()

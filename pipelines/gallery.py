@@ -159,7 +159,7 @@ def _account(manifest: Manifest) -> str:
         written += f", {manifest.rows_written - manifest.labelled_images:,} of them unlabelled"
     kept = f"{manifest.instances_kept:,} objects"
     if manifest.crowds:
-        kept += f", {manifest.crowds:,} of them crowd regions"
+        kept += f", {manifest.crowds:,} of them crowds or ignored"
     lost = f"{manifest.rows_rejected:,} pictures and {manifest.instances_rejected:,} objects of the source were"
     if not manifest.rows_rejected + manifest.instances_rejected:
         lost = "Nothing of the source was"
@@ -167,7 +167,7 @@ def _account(manifest: Manifest) -> str:
 
 
 def _class_table(page: Page, dataset: Dataset) -> None:
-    """Objects and pictures of each class, crowd regions not counted."""
+    """Objects and pictures of each class, crowds and ignored regions not counted."""
     manifest = dataset.manifest
     owner = np.repeat(np.arange(len(dataset)), np.diff(dataset.label_offsets))
     pairs = np.unique(np.stack([owner, dataset.labels.astype(np.int64)]), axis=1)
@@ -186,7 +186,7 @@ def _class_table(page: Page, dataset: Dataset) -> None:
 def _legend(manifest: Manifest, shown: int, total: int) -> str:
     text = f"{shown:,} of {total:,}, chosen evenly over the data set. A colour is a class."
     if manifest.crowds:
-        text += " A crowd is a region of many objects; it is neither learned nor counted against a detector."
+        text += " Crowds and ignored regions are neither learned nor counted against a detector."
     return text
 
 
@@ -195,8 +195,11 @@ def _caption(record: Record) -> str:
     if not record.labelled:
         return f"{size}, not labelled"
     crowds = sum(instance.crowd for instance in record.instances)
-    objects = len(record.instances) - crowds
+    ignored = sum(instance.ignore and not instance.crowd for instance in record.instances)
+    objects = len(record.instances) - crowds - ignored
     parts = [f"{objects} object" + "s" * (objects != 1)]
     if crowds:
         parts.append(f"{crowds} crowd" + "s" * (crowds != 1))
+    if ignored:
+        parts.append(f"{ignored} ignored")
     return f"{size}, {', '.join(parts)}"

@@ -3,6 +3,8 @@
 Which ones is a function of the seed and the pictures' ids alone: the share with the smallest keys.
 """
 
+from collections.abc import Iterable, Mapping
+
 import numpy as np
 import numpy.typing as npt
 
@@ -35,10 +37,25 @@ def held_out_ids(image_ids: IntArray, share: float, seed: int) -> IntArray:
 def held_out_by(checkpoint: Checkpoint) -> dict[str, frozenset[int]]:
     """Ids of the pictures that a training held out, by hash of each data set it was trained on.
 
-    Empty for weights that were imported.
+    What the checkpoint it began with was trained on is in it too. Empty for weights that were imported, and for a
+    training that began with a checkpoint that does not know.
 
     Raises:
         CheckpointError: the file is missing or damaged.
     """
     tensors = checkpoints.load_extra(checkpoint, TRAINED_ON)
     return {key: frozenset(ids.tolist()) for key, ids in tensors.items()}
+
+
+def knows_what_it_saw(checkpoint: Checkpoint) -> bool:
+    """Whether a checkpoint can say what it was trained on: here on something, or imported, hence on nothing here."""
+    return not checkpoint.step or bool(held_out_by(checkpoint))
+
+
+def merged(records: Iterable[Mapping[str, frozenset[int]]]) -> dict[str, frozenset[int]]:
+    """Held out by all trainings that saw a data set: what one of them learned from, the detector has seen."""
+    made: dict[str, frozenset[int]] = {}
+    for record in records:
+        for key, ids in record.items():
+            made[key] = made[key] & ids if key in made else ids
+    return made

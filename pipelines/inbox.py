@@ -30,12 +30,14 @@ class Mail(NamedTuple):
         committed: steps whose checkpoints are there.
         beats: of the workers, oldest first.
         failures: first one first.
+        number: of this mail; said with the next request, it tells that this one arrived.
     """
 
     rows: list[dict[str, float]]
     committed: list[int]
     beats: list[Beat]
     failures: list[Failure]
+    number: int = 0
 
 
 class Inbox:
@@ -43,8 +45,8 @@ class Inbox:
 
     def __init__(self) -> None:
         """Start empty."""
-        self._mail = Mail([], [], [], [])
-        self._stop = False
+        self._mail, self._given = Mail([], [], [], []), Mail([], [], [], [])
+        self._number, self._stop = 0, False
 
     def put(self, row: dict[str, float]) -> None:
         """Take a row of metrics."""
@@ -67,7 +69,18 @@ class Inbox:
         """Ask the workers to stop with a checkpoint."""
         self._stop = True
 
-    def drain(self) -> Mail:
-        """Give everything and forget it."""
-        mail, self._mail = self._mail, Mail([], [], [], [])
-        return mail
+    def drain(self, received: int) -> Mail:
+        """Give everything that came after mail number `received`, and forget what came before.
+
+        An answer that never reached the driver, which asks again with the number it has, is given again.
+        """
+        if received == self._given.number:
+            self._given = Mail([], [], [], [])
+        given, new = self._given, self._mail
+        self._number += 1
+        self._given = Mail(
+            given.rows + new.rows, given.committed + new.committed, given.beats + new.beats,
+            given.failures + new.failures, self._number,
+        )  # fmt: skip
+        self._mail = Mail([], [], [], [])
+        return self._given

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,14 +10,12 @@ from torch import Tensor
 
 from model.config import PasteRule
 from model.detector import Detector
-from model.heads.box import BoxDetections
 from model.heads.keypoint import decode_keypoints
-from model.merge import Found, Merged, MergeRule, mask_agreement, merge_boxes
+from model.merge import Found, Merge, Merged, MergeRule, mask_agreement, merge_boxes
 from model.ops.masks import mask_rle
-from model.picture import pad, resize, tight_hw
-from model.structures import Images
-from model.views import View, flip_boxes, flip_heatmaps, rescale, view_hw
+from model.views import View, rescale, view_hw
 from pipelines.config import Precision
+from pipelines.looking import Seen, Source, by_size, complete, look, moved
 from pipelines.predictions import PicturePrediction
 from pipelines.records import Record
 from pipelines.transforms import picture_tensor
@@ -33,44 +30,18 @@ class Method:
     Attributes:
         views: sizes and mirrors whose detections are merged; none for the detector's own size alone.
         voting_iou: see `model.merge.MergeRule`.
+        merge: how views' boxes become one set.
         precision: of the network; boxes, scores and masks stay float32.
     """
 
     views: tuple[View, ...] = ()
     voting_iou: float = 0.8
     precision: Precision = Precision.FP32
+    merge: Merge = Merge.VOTE
 
     def views_of(self, detector: Detector) -> tuple[View, ...]:
         """The views, the detector's own where none are given."""
         return self.views or (View(detector.config.picture.short_edge_px),)
-
-
-class Source(NamedTuple):
-    """A decoded picture: uint8 pixels [3, H, W], RGB, upright."""
-
-    image_id: int
-    pixels: Tensor
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        """Height and width in pixels."""
-        return int(self.pixels.shape[1]), int(self.pixels.shape[2])
-
-
-class _Seen(NamedTuple):
-    """A batch in one view: each picture's size in it, the features on the device, the boxes found on the CPU."""
-
-    view: View
-    sizes_hw: list[tuple[int, int]]
-    features: list[Tensor]
-    found: BoxDetections
-
-
-class _Completed(NamedTuple):
-    """Masks [B, D, M, M] and heat maps [B, D, J, S, S] of one view, turned back, on the CPU."""
-
-    masks: Tensor | None
-    heatmaps: Tensor | None
 
 
 def decode(record: Record) -> Source:
@@ -115,7 +86,7 @@ def predict_sources(
 ) -> list[PicturePrediction]:
     """Detect on pictures together: boxes in each view, merged, then masks and keypoints of the merged boxes in each.
 
-    The features of all views of all pictures are held at a time.
+    The features of all views of all pictures are held at a time. A size and its mirror are one pass of the network.
 
     Args:
         detector: in evaluation mode, on `device`.
@@ -135,12 +106,11 @@ def predict_sources(
     views = method.views_of(detector)
     cast = _AUTOCAST.get(method.precision)
     with torch.autocast(device.type, cast) if cast else contextlib.nullcontext():
-        seen = [_look(detector, sources, view, device) for view in views]
+        pixels = moved(sources, detector, device)
+        seen = [look(detector, pixels, size, device) for size in by_size(views)]
         merged = [_merge(detector, seen, source, i, method) for i, source in enumerate(sources)]
-        most = max((len(one.scores) for one in merged), default=0)
-        completed = [_complete(detector, part, sources, merged, most, alone=len(seen) == 1) for part in seen]
-    masks, agreement = _mean_masks(completed, detector)
-    heatmaps = _mean([part.heatmaps for part in completed])
+        of_views, heatmaps = _looks(detector, seen, sources, merged)
+    masks, agreement = _mean_masks(of_views, detector)
     found = []
     for i, (source, boxes) in enumerate(zip(sources, merged, strict=True)):
         made = _with_boxes(source, boxes)
@@ -153,77 +123,41 @@ def predict_sources(
     return found
 
 
-def _look(detector: Detector, sources: Sequence[Source], view: View, device: torch.device) -> _Seen:
-    picture = detector.config.picture
-    sizes = [view_hw(*source.size_hw, view, picture) for source in sources]
-    pixels = [resize(source.pixels, size, picture.kernel) for source, size in zip(sources, sizes, strict=True)]
-    images = pad([part.flip(-1) if view.flip else part for part in pixels], tight_hw(sizes, picture))
-    features, found = detector.detect(Images(*(value.to(device) for value in images)))
-    return _Seen(view, sizes, features, BoxDetections(*(value.cpu() for value in found)))
-
-
-def _boxes_of(seen: _Seen, i: int) -> Tensor:
-    """The boxes found on a picture [N, 4], in the pixels of the view turned back."""
-    boxes = seen.found.boxes[i, seen.found.valid[i]]
-    return flip_boxes(boxes, seen.sizes_hw[i][1]) if seen.view.flip else boxes
-
-
-def _merge(detector: Detector, seen: Sequence[_Seen], source: Source, i: int, method: Method) -> Merged:
-    parts = []
-    for number, part in enumerate(seen):
-        boxes = rescale(_boxes_of(part, i), part.sizes_hw[i], source.size_hw)
-        valid = part.found.valid[i]
-        parts.append(Found(boxes, part.found.scores[i, valid], part.found.labels[i, valid],
-                           torch.full((len(boxes),), number)))  # fmt: skip
+def _merge(detector: Detector, seen: Sequence[Seen], source: Source, i: int, method: Method) -> Merged:
+    parts, count = [], 0
+    for part in seen:
+        for view in range(len(part.views)):
+            boxes = rescale(part.boxes_of(view, i), part.sizes_hw[i], source.size_hw)
+            number, count = torch.full((len(boxes),), count), count + 1
+            scores, labels = part.of(part.found.scores, view, i), part.of(part.found.labels, view, i)
+            parts.append(Found(boxes, scores, labels, number))
     box = detector.config.box
-    rule = MergeRule(box.nms_iou, method.voting_iou, box.max_detections)
-    return merge_boxes(Found(*(torch.cat(values) for values in zip(*parts, strict=True))), len(seen), rule)
+    rule = MergeRule(box.nms_iou, method.voting_iou, box.max_detections, method.merge)
+    return merge_boxes(Found(*(torch.cat(values) for values in zip(*parts, strict=True))), count, rule)
 
 
-def _complete(
-    detector: Detector, seen: _Seen, sources: Sequence[Source], merged: Sequence[Merged], most: int, *, alone: bool
-) -> _Completed:
-    """Masks and heat maps of the merged boxes, as many a picture as the fullest one has (`most`), in one view."""
-    if not most:
-        return _Completed(None, None)
-    found = seen.found
-    if alone:  # its own boxes, not what rounding on the way to the picture and back makes of them
-        padded = BoxDetections(*(value[:, :most] for value in found))
-    else:
-        shape = (len(sources), most)
-        padded = BoxDetections(torch.zeros(*shape, 4), torch.zeros(shape), torch.zeros(shape, dtype=torch.int64),
-                               torch.zeros(shape, dtype=torch.bool))  # fmt: skip
-        for i, (source, boxes) in enumerate(zip(sources, merged, strict=True)):
-            count = len(boxes.scores)
-            own = rescale(boxes.boxes, source.size_hw, seen.sizes_hw[i])
-            padded.boxes[i, :count] = flip_boxes(own, seen.sizes_hw[i][1]) if seen.view.flip else own
-            padded.scores[i, :count], padded.labels[i, :count] = boxes.scores, boxes.labels
-            padded.valid[i, :count] = True
-    device = seen.features[0].device
-    whole = detector.complete(seen.features, BoxDetections(*(value.to(device) for value in padded)))
-    masks = None if whole.masks is None else whole.masks.float().cpu()
-    heatmaps = None if whole.heatmaps is None else whole.heatmaps.float().cpu()
-    seen.features.clear()  # they are by far the largest thing held
-    if seen.view.flip:
-        masks = None if masks is None else masks.flip(-1)
-        pairs = detector.config.keypoint.flip_pairs
-        if heatmaps is not None:
-            heatmaps = flip_heatmaps(heatmaps.flatten(0, 1), pairs).view(heatmaps.shape)
-    return _Completed(masks, heatmaps)
+def _looks(
+    detector: Detector, seen: Sequence[Seen], sources: Sequence[Source], merged: Sequence[Merged]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Masks [V, B, D, M, M] of the merged boxes in all views, and their mean heat maps [B, D, J, S, S]."""
+    most = max((len(one.scores) for one in merged), default=0)
+    count = sum(len(part.views) for part in seen)
+    masks, total = [], None
+    for part in seen:
+        made = complete(detector, part, sources, merged, most, alone=count == 1)
+        masks += [] if made.masks is None else [made.masks]
+        if made.heatmaps is not None:  # added up at once: a view's maps of a hundred people are 20 MB
+            for one in made.heatmaps:
+                total = one if total is None else total.add_(one)
+    return torch.cat(masks) if masks else None, None if total is None else total / count
 
 
-def _mean(parts: Sequence[Tensor | None]) -> Tensor | None:
-    known = [part for part in parts if part is not None]
-    return torch.stack(known).mean(dim=0) if known else None
-
-
-def _mean_masks(completed: Sequence[_Completed], detector: Detector) -> tuple[Tensor | None, Tensor | None]:
+def _mean_masks(views: Tensor | None, detector: Detector) -> tuple[Tensor | None, Tensor | None]:
     """The mean masks [B, D, M, M], and each one's agreement [B, D] with the views'."""
-    merged = _mean([part.masks for part in completed])
-    if merged is None:
+    if views is None:
         return None, None
-    views = torch.stack([part.masks.flatten(0, 1) for part in completed if part.masks is not None])
-    agreement = mask_agreement(views, merged.flatten(0, 1), detector.config.mask.threshold)
+    merged = views.mean(dim=0)
+    agreement = mask_agreement(views.flatten(1, 2), merged.flatten(0, 1), detector.config.mask.threshold)
     return merged, agreement.view(merged.shape[:2])
 
 
@@ -264,12 +198,12 @@ def _with_masks(
 
 
 def _reference(
-    detector: Detector, seen: Sequence[_Seen], source: Source, merged: Merged, i: int
+    detector: Detector, seen: Sequence[Seen], source: Source, merged: Merged, i: int
 ) -> tuple[tuple[int, int], Tensor]:
     """The detector's own size of a picture, in which its heat maps are read, and its boxes there."""
     (own_hw,) = network_sizes([source.size_hw], detector)
-    if len(seen) == 1 and seen[0].sizes_hw[i] == own_hw:
-        return own_hw, _boxes_of(seen[0], i)
+    if len(seen) == 1 and len(seen[0].views) == 1 and seen[0].sizes_hw[i] == own_hw:
+        return own_hw, seen[0].boxes_of(0, i)
     return own_hw, rescale(merged.boxes, source.size_hw, own_hw)
 
 

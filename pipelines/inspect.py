@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from pipelines import check_semantic, commit, decode, masks, polygons, provenance, rejections
-from pipelines.dataset import Dataset, DatasetError
+from pipelines import provenance, rejections
+from pipelines.dataset import Dataset
 from pipelines.manifest import Manifest
-from pipelines.records import Record, SchemaError
+from pipelines.verify import verify
 
 _MOST_CLASSES = 100
 _MOST_PROBLEMS = 20
@@ -25,7 +25,7 @@ class InspectConfig:
 
     Attributes:
         uri: path or URI of a prepared data set.
-        verify: check again every hash, record, picture and mask; reads everything.
+        verify: check again every hash, record, picture and mask, the index and the account; reads everything.
         gallery: write an HTML page of pictures with their objects to this file.
     """
 
@@ -61,75 +61,6 @@ def run(config: InspectConfig) -> InspectResult:
     return InspectResult(_text(dataset, problems, config.verify), dataset.manifest, problems)
 
 
-def verify(dataset: Dataset) -> Iterator[str]:
-    """Check everything again.
-
-    Yields:
-        One line for each damaged shard or record.
-    """
-    first = 0
-    crowds = 0
-    counts = np.zeros(len(dataset.manifest.classes), np.int64)
-    for number, info in enumerate(dataset.manifest.shards):
-        try:
-            dataset.shard(number)
-        except (DatasetError, SchemaError) as error:
-            yield str(error)
-            first += info.rows
-            continue
-        for index in range(first, first + info.rows):
-            record = dataset.record(index)
-            yield from (
-                f"record {index} ({record.file_name}): {problem}"
-                for problem in _record_problems(record, dataset.manifest.semantic_classes)
-            )
-            labels = [i.label for i in record.instances if not i.crowd]
-            crowds += sum(i.crowd for i in record.instances)
-            if any(not 0 <= label < len(counts) for label in labels):
-                yield f"record {index} ({record.file_name}): a label outside of 0..{len(counts) - 1}"
-                continue
-            counts += np.bincount(labels, minlength=len(counts)).astype(np.int64) if labels else 0
-            if (record.height, record.width) != tuple(dataset.sizes_hw[index]):
-                yield f"record {index} ({record.file_name}): its size differs from the index"
-        first += info.rows
-    if tuple(counts.tolist()) != dataset.manifest.class_counts or crowds != dataset.manifest.crowds:
-        yield "objects a class differ from the manifest"
-
-
-def _record_problems(record: Record, semantic_classes: int) -> Iterator[str]:
-    if commit.sha256_of(record.image) != record.sha256:
-        yield "the picture does not match its sha256"
-    try:
-        pixels = decode.decode_rgb(record.image)
-    except decode.DecodeError as error:
-        # Too large is the one fault that a prepare with a higher limit may have let pass.
-        if error.fault is not decode.DecodeFault.TOO_LARGE:
-            yield f"the picture cannot be decoded ({error})"
-    else:
-        if pixels.shape[:2] != (record.height, record.width):
-            yield f"the picture is {pixels.shape[0]}x{pixels.shape[1]}, noted {record.height}x{record.width}"
-    if record.semantic is not None:
-        try:
-            check_semantic.check_map(record.semantic, record.height, record.width, semantic_classes)
-        except check_semantic.MapError as error:
-            yield f"semantic map: {error}"
-    yield from _instance_problems(record)
-
-
-def _instance_problems(record: Record) -> Iterator[str]:
-    for instance in record.instances:
-        x1, y1, x2, y2 = instance.box_xyxy
-        if not (np.isfinite(instance.box_xyxy).all() and x2 > x1 and y2 > y1):
-            yield f"object {instance.id}: box {instance.box_xyxy}"
-        try:
-            if instance.polygons is not None:
-                polygons.validate_polygons(instance.polygons, record.height, record.width)
-            if instance.rle is not None:
-                masks.validate_rle(instance.rle, record.height, record.width)
-        except masks.MaskError as error:
-            yield f"object {instance.id}: {error}"
-
-
 def _text(dataset: Dataset, problems: Sequence[str], verified: bool) -> str:
     manifest = dataset.manifest
     total_bytes = sum(s.bytes for s in manifest.shards)
@@ -141,14 +72,15 @@ def _text(dataset: Dataset, problems: Sequence[str], verified: bool) -> str:
         f"pictures      {manifest.rows_in} in = {manifest.rows_written} written + "
         f"{manifest.rows_rejected} rejected; {manifest.labelled_images} of the written are labelled",
         f"objects       {manifest.instances_in} in = {manifest.instances_kept} kept + "
-        f"{manifest.instances_rejected} rejected; {manifest.crowds} of the kept are crowds",
+        f"{manifest.instances_rejected} rejected; {manifest.crowds} of the kept are crowds or ignored",
     ]
     if len(dataset):
         lines += ["", *_size_lines(dataset), "", *_histogram_lines(dataset)]
     if manifest.classes:
         lines += ["", *_class_lines(manifest)]
-    if manifest.rows_rejected or manifest.instances_rejected:
-        lines += ["", *_rejection_lines(dataset.rejections())]
+    # What a distillation leaves out is listed in files of its own.
+    lost = dataset.rejections() if manifest.rows_rejected or manifest.instances_rejected else ()
+    lines += ["", *_rejection_lines(lost)] if lost else []
     lines += _chain_lines(manifest)
     if verified:
         found = [f"  {problem}" for problem in problems[:_MOST_PROBLEMS]]

@@ -3,19 +3,21 @@
 import dataclasses
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
 
 from model.fold import fold_norms
+from model.merge import Merge
 from model.views import View, view_hw
 from pipelines import checkpoints, commit, predictions, storage
 from pipelines.config import Precision
 from pipelines.dataset import Dataset
 from pipelines.decode import DecodeError
-from pipelines.inference import Method, Source, cut_batches, decode, predict_sources
+from pipelines.inference import Method, cut_batches, decode, predict_sources
+from pipelines.looking import Source
 from pipelines.making import Account, Making, machine_kind
 from pipelines.manifest import FileInfo
 from pipelines.predictions import PicturePrediction, PredictionsError
@@ -91,10 +93,17 @@ class Labeller:
         fold_norms(self._detector)
         self._dataset = Dataset(order.data)
         views = tuple(View(int(text.removesuffix("f")), text.endswith("f")) for text in making.views)
-        self._method = Method(views, making.voting_iou, Precision(making.precision))
+        self._method = Method(views, making.voting_iou, Precision(making.precision), Merge(making.merge))
 
     def label(self, shard: int) -> dict[str, Any]:
-        """Predict one shard and commit it; the facts of a `Labelled`."""
+        """Predict one shard and commit it, or find it made by an earlier attempt; the facts of a `Labelled`.
+
+        Raises:
+            PredictionsError: a shard of something else has its name.
+        """
+        made = find_shard(self._order, shard)
+        if made is not None:
+            return made
         first = int(self._dataset.rows_per_shard[:shard].sum())
         found = self._predict(range(first, first + int(self._dataset.rows_per_shard[shard])))
         rejected = sum(bool(picture.rejected) for picture in found)
@@ -139,22 +148,21 @@ class Labeller:
 
     def _decoded(self, rows: range, batches: Sequence[Sequence[int]]) -> Iterator[list[Source | PicturePrediction]]:
         """Each batch's pictures, those of the next being decoded while the network sees these."""
-        with ThreadPoolExecutor(1) as pool:
-            ahead = [pool.submit(self._decode, rows, batch) for batch in batches[:1]]
-            for number in range(len(batches)):
-                ready = ahead.pop().result()
-                ahead += [pool.submit(self._decode, rows, batch) for batch in batches[number + 1 : number + 2]]
-                yield ready
+        if rows:
+            self._dataset.shard(self._dataset.locate(rows.start)[0])  # once, not by each thread
+        with ThreadPoolExecutor(self._order.making.threads) as pool:
+            ahead: list[Future[Source | PicturePrediction]] = []
+            for batch in [*batches, ()]:
+                ready, ahead = ahead, [pool.submit(self._decode, rows[i]) for i in batch]
+                if ready:
+                    yield [future.result() for future in ready]
 
-    def _decode(self, rows: range, batch: Sequence[int]) -> list[Source | PicturePrediction]:
-        decoded: list[Source | PicturePrediction] = []
-        for i in batch:
-            record = self._dataset.record(rows[i])
-            try:
-                decoded.append(decode(record))
-            except DecodeError as error:
-                decoded.append(_rejected(record.image_id, (record.height, record.width), str(error)))
-        return decoded
+    def _decode(self, row: int) -> Source | PicturePrediction:
+        record = self._dataset.record(row)
+        try:
+            return decode(record)
+        except DecodeError as error:
+            return _rejected(record.image_id, (record.height, record.width), str(error))
 
 
 def _rejected(image_id: int, size_hw: tuple[int, int], reason: str) -> PicturePrediction:
@@ -165,24 +173,22 @@ def _rejected(image_id: int, size_hw: tuple[int, int], reason: str) -> PicturePr
     )  # fmt: skip
 
 
-def finished(order: Order, count: int) -> dict[int, Labelled]:
-    """Shards that an earlier run of the same command finished, of so many in all.
+def find_shard(order: Order, shard: int) -> dict[str, Any] | None:
+    """The facts of a finished shard; None where it must be made, a damaged one included.
 
     Raises:
-        PredictionsError: the folder holds predictions of something else, or made otherwise.
+        PredictionsError: it holds predictions of something else, or made otherwise.
     """
     filesystem, folder = storage.open_uri(order.out)
-    done: dict[int, Labelled] = {}
-    for shard in range(count):
-        path = storage.join(folder, predictions.shard_name(shard))
-        if not storage.is_file(filesystem, path):
-            continue
-        found = predictions.read_meta(filesystem, path) or {}
-        check_key(order, found)
-        data = storage.read_bytes(filesystem, path)
-        info = FileInfo(predictions.shard_name(shard), len(data), commit.sha256_of(data))
-        done[shard] = Labelled.from_facts({**found, "info": dataclasses.asdict(info)})
-    return done
+    path = storage.join(folder, predictions.shard_name(shard))
+    found = predictions.read_intact(filesystem, path) if storage.is_file(filesystem, path) else None
+    if found is None:
+        return None
+    facts, info = found
+    check_key(order, facts)
+    if facts["shard"] != shard:
+        return None
+    return {name: facts[name] for name in ("account", "detections", "machine")} | {"info": dataclasses.asdict(info)}
 
 
 def check_key(order: Order, found: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Ray Train around the training loop: starts the workers, follows them, and starts them again where that can help."""
 
 import dataclasses
+import logging
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ from ray.train.torch import TorchTrainer
 from model.settings import to_dict
 from pipelines import checkpoints
 from pipelines.config import TrainConfig
+from pipelines.elastic import START_TIMEOUT_S, Elastic
 from pipelines.evaluator import Evaluator
 from pipelines.follower import Follower
 from pipelines.inbox import Failure, Inbox
@@ -24,11 +26,12 @@ from pipelines.loop import Job, TrainingError
 from pipelines.manifest import ClassInfo
 from pipelines.network import TorchOnNodeAddress
 from pipelines.progress import Progress
-from pipelines.ray_session import ray_session, require_cpus, require_workers, room_for
+from pipelines.ray_session import ray_session
 from pipelines.tracking import Tracker
 from pipelines.train_worker import train_worker
+from pipelines.watchdog import Watchdog
 
-_START_TIMEOUT_S = 60.0
+_LOG = logging.getLogger(__name__)
 
 
 class _AttemptError(Exception):
@@ -46,23 +49,6 @@ class _End(NamedTuple):
     asked: str
 
 
-def _workers(config: TrainConfig, wait_s: float) -> int:
-    """How many workers to start now.
-
-    Raises:
-        RayError: the cluster cannot hold as few as the run allows.
-    """
-    execution = config.execution
-    cpus, gpus = execution.cpus_per_worker, int(execution.gpu)
-    least = execution.min_workers or execution.workers
-    each = f"{cpus} CPU{'s' * (cpus > 1)}{' and 1 GPU' if gpus else ''}"
-    require_workers(least, cpus, gpus, f"training with {least} workers of {each} each", wait_s)
-    if config.evaluation.cpus:
-        what = f"training with {least} workers of {each} each, and {config.evaluation.cpus} CPUs for measuring"
-        require_cpus(least * cpus + config.evaluation.cpus, what)
-    return min(execution.workers, room_for(cpus, gpus))
-
-
 class _Attempt:
     """The workers from one start to their end."""
 
@@ -73,7 +59,9 @@ class _Attempt:
         done = max(checkpoints.steps(config.out), default=0)
         progress = Progress("train", config.optim.steps, "steps", done)
         evaluator = Evaluator(config, tracker)
-        self.follower = Follower(self._inbox, tracker, progress, evaluator, config.execution.hang_timeout_s)
+        execution = config.execution
+        watchdog = Watchdog(execution.hang_timeout_s, execution.first_step_timeout_s)
+        self.follower = Follower(self._inbox, tracker, progress, evaluator, watchdog)
 
     def run(self) -> _End:
         """Train.
@@ -102,7 +90,9 @@ class _Attempt:
         return TorchTrainer(
             train_worker,
             train_loop_config={"job": job, "inbox": self._inbox},
-            torch_config=TorchOnNodeAddress(timeout_s=int(max(1800, 2 * execution.hang_timeout_s))),
+            torch_config=TorchOnNodeAddress(
+                timeout_s=int(2 * max(900, execution.hang_timeout_s, execution.first_step_timeout_s))
+            ),
             scaling_config=ScalingConfig(
                 num_workers=self._workers, use_gpu=execution.gpu, resources_per_worker=resources
             ),
@@ -176,21 +166,25 @@ def _termination() -> Iterator[threading.Event]:
 class _Watch(threading.Thread):
     """Asks an attempt's workers to stop: where the process shall end, or where more workers have found room."""
 
-    def __init__(self, attempt: _Attempt, terminated: threading.Event, config: TrainConfig, workers: int) -> None:
+    def __init__(self, follower: Follower, terminated: threading.Event, elastic: Elastic, workers: int) -> None:
         super().__init__(daemon=True, name="watch")
-        self._follower, self._terminated, self._execution = attempt.follower, terminated, config.execution
+        self._follower, self._terminated, self._elastic = follower, terminated, elastic
         self._workers, self._over = workers, threading.Event()
 
     def run(self) -> None:
         """Watch until `end`."""
-        looked = time.monotonic()
         while not self._over.wait(0.2):
-            if self._terminated.is_set():
-                self._follower.ask_to_stop("terminated")
-            if self._workers < self._execution.workers and time.monotonic() - looked > _START_TIMEOUT_S:
-                looked = time.monotonic()
-                if room_for(self._execution.cpus_per_worker, int(self._execution.gpu)) > self._workers:
-                    self._follower.ask_to_stop("grow")
+            try:
+                self._look()
+            except Exception:
+                # The cluster may not answer for a while; the wish to end must be heard after that all the same.
+                _LOG.warning("the driver could not look after its cluster; it tries again", exc_info=True)
+
+    def _look(self) -> None:
+        if self._terminated.is_set():
+            self._follower.ask_to_stop("terminated")
+        elif not self._follower.asked and self._follower.started and self._elastic.may_grow(self._workers):
+            self._follower.ask_to_stop("grow")
 
     def end(self) -> None:
         """Stop watching."""
@@ -211,22 +205,27 @@ def launch(config: TrainConfig, classes: tuple[ClassInfo, ...], tracker: Tracker
         TrainingError: the workers failed, or the training cannot go on.
         KeyboardInterrupt: the process was asked to end (SIGTERM); the workers saved what they had.
     """
-    job, restarts = Job(config, classes), _Restarts(config)
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(_START_TIMEOUT_S))
+    job, restarts, elastic = Job(config, classes), _Restarts(config), Elastic(config)
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(START_TIMEOUT_S))
     with ray_session(config.execution.address or None), _termination() as terminated:
         wait_s = config.execution.wait_for_nodes_s
         while True:
-            workers = _workers(config, wait_s)
+            workers = elastic.workers(wait_s, terminated)
+            if terminated.is_set():
+                raise KeyboardInterrupt("SIGTERM")
+            for reason in checkpoints.set_damaged_aside(config.out):
+                sys.stderr.write(f"{reason}; the run goes on from the one before it\n")
             attempt = _Attempt(job, tracker, workers)
-            watch = _Watch(attempt, terminated, config, workers)
+            watch = _Watch(attempt.follower, terminated, elastic, workers)
             watch.start()
             try:
                 end = attempt.run()
             except _AttemptError as error:
                 if terminated.is_set():
                     raise KeyboardInterrupt("SIGTERM") from error
-                restarts.note(error.failure)
-                wait_s = max(wait_s, _START_TIMEOUT_S)  # a machine that comes back is worth a minute
+                if attempt.follower.started or not elastic.found_no_place(workers):
+                    restarts.note(error.failure)
+                wait_s = max(wait_s, START_TIMEOUT_S)  # a machine that comes back is worth a minute
                 continue
             finally:
                 watch.end()

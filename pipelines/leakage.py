@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from pipelines import shards, storage
 from pipelines.dataset import Dataset
@@ -63,24 +64,28 @@ class ShardPictures(NamedTuple):
         return Leak(len(places), tuple(self.names[at] for at in places[:_SHOWN]))
 
 
-def read_shard(dataset: Dataset, number: int) -> ShardPictures:
-    """Hashes and names of a shard's pictures.
+def pictures_of(batch: pa.RecordBatch) -> ShardPictures:
+    """Hashes and names of opened rows."""
+    return ShardPictures(np.array(batch.column("sha256").to_pylist(), "S64"), batch.column("file_name").to_pylist())
+
+
+def read_shard(uri: str, file: str) -> ShardPictures:
+    """Hashes and names of the pictures of a shard of a data set.
 
     Raises:
         SchemaError: it is no shard.
         OSError: it cannot be read.
     """
-    filesystem, folder = storage.open_uri(dataset.uri)
-    path = storage.join(folder, dataset.manifest.shards[number].file)
+    filesystem, folder = storage.open_uri(uri)
+    path = storage.join(folder, file)
     with filesystem.open_input_file(path) as source:
-        batch = shards.open_ipc(source, path, ("sha256", "file_name")).batch
-    return ShardPictures(np.array(batch.column("sha256").to_pylist(), "S64"), batch.column("file_name").to_pylist())
+        return pictures_of(shards.open_ipc(source, path, ("sha256", "file_name")).batch)
 
 
 def hashes_of(datasets: Iterable[Dataset]) -> Hashes:
     """Sorted hashes of all pictures of data sets; 64 bytes a picture."""
     parts = [np.empty(0, "S64")]
-    parts += [read_shard(d, number).hashes for d in datasets for number in range(len(d.manifest.shards))]
+    parts += [read_shard(d.uri, info.file).hashes for d in datasets for info in d.manifest.shards]
     hashes: Hashes = np.unique(np.concatenate(parts))
     return hashes
 
@@ -88,6 +93,6 @@ def hashes_of(datasets: Iterable[Dataset]) -> Hashes:
 def leak_between(first: Dataset, others: Sequence[Dataset]) -> Leak:
     """Pictures of a data set that are in others too."""
     hashes, found = hashes_of(others), Leak()
-    for number in range(len(first.manifest.shards)):
-        found += read_shard(first, number).leak(hashes)
+    for info in first.manifest.shards:
+        found += read_shard(first.uri, info.file).leak(hashes)
     return found

@@ -19,13 +19,17 @@ from model.config import PictureConfig
 from model.picture import pad, padded_hw
 from model.structures import Images, PackedMasks, Targets
 from pipelines.dataset import Dataset
-from pipelines.decode import UNKNOWN_CLASS
+from pipelines.decode import UNKNOWN_CLASS, DecodeError
 from pipelines.geometry import AugmentConfig, largest_picture
 from pipelines.order import Position, SampleOrder, sample_seed
 from pipelines.transforms import Sample, Wanted, mirrored, transform
 
 _MIN_OBJECTS = 8
 _MIN_MASK_BYTES = 1 << 12
+
+
+class LoadingError(ValueError):
+    """A picture of a data set that cannot be decoded; one line that says which, and what to do."""
 
 
 class Batch(NamedTuple):
@@ -214,14 +218,24 @@ class TrainBatches(TorchDataset[Batch]):
         return places[self._rank :: self._world]
 
     def __getitem__(self, step: int) -> Batch:
-        """Build this worker's share of batch `step`."""
+        """Build this worker's share of batch `step`.
+
+        Raises:
+            LoadingError: a picture cannot be decoded.
+        """
         samples, seeds, ids = [], [], []
         for number, place in self.positions(step):
             seed = sample_seed(self._seed + number, place.epoch, place.index, place.copy)
             record = self._sources[number].dataset.record(place.index)
             rng = np.random.default_rng(seed)
             augment, wanted, swaps = self._augments[number], self._wanted_of[number], self._swaps[number]
-            samples.append(transform(record, self._picture, augment, rng, wanted, swaps))
+            try:
+                samples.append(transform(record, self._picture, augment, rng, wanted, swaps))
+            except DecodeError as error:
+                raise LoadingError(
+                    f"record {place.index} ({record.file_name}) of {self._sources[number].dataset.uri} cannot be "
+                    f"decoded ({error}): prepare the data again without --no-full-decode, which rejects such pictures"
+                ) from error
             seeds.append(seed)
             ids.append(record.image_id)
         images, targets = collate(samples, seeds, self._largest.short_edge_px, self._largest, self._wanted)

@@ -62,6 +62,10 @@ METRICS = (
 
 Emit = Callable[[dict[str, float]], None]
 
+_BACKEND = "inductor"
+# Of a batch: three aspects of pictures, eight powers of two of objects, two sizes of a share.
+_MOST_SHAPES = 3 * 8 * 2
+
 
 class Supervisor:
     """What a worker tells whoever watches over it, and what it is told; this one is nobody."""
@@ -100,13 +104,16 @@ def _start(job: Job, place: Place) -> tuple[TrainState, int]:
 
 
 def _network(detector: Detector, config: TrainConfig, place: Place) -> nn.Module:
-    network: nn.Module = torch.compile(detector) if config.execution.compile else detector  # type: ignore[assignment]
+    if config.execution.compile:
+        # One whole graph a shape: what cannot be traced is an error, never a silent return to plain execution.
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_SHAPES)
+        detector.compile(fullgraph=True, dynamic=False, backend=_BACKEND)
     if place.world == 1:
-        return network
+        return detector
     # A static graph holds because every loss exists on every step, also without objects; torch has it without
     # accumulation alone.
     return nn.parallel.DistributedDataParallel(
-        network,
+        detector,
         device_ids=[place.device] if place.device.type == "cuda" else None,
         static_graph=config.execution.accumulate == 1,
     )
@@ -174,6 +181,9 @@ class _Loop:
 
     def _watched_parts(self, step: int) -> Iterator[Part]:
         for part in self.feed.parts():
+            if self.config.execution.compile:
+                # The bytes of all masks come in many sizes, which only an operator of ours looks at.
+                torch._dynamo.maybe_mark_dynamic(part.targets.masks.data, 0)
             self.supervisor.at(step, "compute")
             yield part
             self.supervisor.at(step, "data")
@@ -199,14 +209,15 @@ class _Loop:
         if self.place.rank in workers:
             losses = {loss: str(value) for loss, value in skipped.losses.items()}  # JSON has no NaN
             body = {"step": skipped.step, "image_ids": skipped.image_ids, "data": self.config.train, "losses": losses}
-            filesystem, folder = storage.open_uri(f"{self.config.out}/skipped")
+            filesystem, folder = storage.open_uri(storage.child_uri(self.config.out, "skipped"))
             commit.write_file(filesystem, storage.join(folder, name), json.dumps(body, indent=1).encode())
         if skipped.in_a_row > self.config.optim.max_skipped:
             what = f"a loss of worker {', '.join(map(str, skipped.workers))}" if skipped.workers else "a gradient"
             raise TrainingError(
                 f"{what} is not finite at step {skipped.step} (its pictures: {self.config.out}/skipped): lower "
-                f"optim.learning_rate ({self.config.optim.learning_rate}), set optim.clip_norm, or allow such steps "
-                "to be left out with optim.max_skipped; then train into another --out"
+                f"optim.learning_rate ({self.config.optim.learning_rate}) or set optim.clip_norm, and train into "
+                f"another --out; or the same command with --optim.max-skipped {2 * skipped.in_a_row} goes on and "
+                "leaves out as many steps in a row"
             )
 
     def _check_weights(self, done: int) -> None:

@@ -13,11 +13,12 @@ class Making:
 
     Attributes:
         views: sizes and mirrors in pixels of the shorter side, as `model.views.View` writes them.
-        voting_iou: overlap from which views' boxes are averaged; 0 for none.
+        voting_iou: overlap from which views' boxes are averaged.
         precision: of the network.
         batch: most views of pictures held at a time.
         threads: CPU threads of a worker.
         device: cpu or cuda.
+        merge: how views' boxes became one set, as `model.merge.Merge` writes it.
     """
 
     views: tuple[str, ...]
@@ -26,6 +27,7 @@ class Making:
     batch: int
     threads: int
     device: str
+    merge: str = "vote"
 
 
 @dataclasses.dataclass(frozen=True)

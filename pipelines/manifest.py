@@ -68,8 +68,8 @@ class Manifest:
         instances_in: annotated objects in the source; always instances_kept + instances_rejected.
         instances_kept: objects in the shards, crowds included.
         instances_rejected: objects set aside, those of rejected pictures included.
-        class_counts: kept objects that are not crowds, a class.
-        crowds: kept objects that are crowds.
+        class_counts: kept objects that are neither crowds nor ignored, a class.
+        crowds: all other kept objects: regions that are neither learned nor counted against a detector.
         labelled_images: written pictures that somebody looked at for objects.
         source: where the data came from, and how; free text by name.
         fingerprint: identity of source and settings; the same plan gives the same.

@@ -203,6 +203,11 @@ def area(counts: bytes) -> int:
     return int(parse_counts(counts)[1::2].sum())
 
 
+def is_empty(counts: bytes) -> bool:
+    """Whether no pixel is set, from canonical compressed counts: then they are one run."""
+    return len(counts) <= _MAX_GROUPS and parse_counts(counts).size == 1
+
+
 def check_size(height: int, width: int) -> None:
     """Refuse a picture of no or too many pixels.
 
@@ -261,4 +266,4 @@ def _has_redundant_group(symbols: IntArray, ends: IntArray, lengths: IntArray) -
 def _groups_needed(values: IntArray) -> IntArray:
     magnitude = np.where(values < 0, ~values, values)  # a sign bit on top of the magnitude's bits
     limits = np.int64(1) << np.arange(4, 5 * 12, 5)
-    return np.asarray(1 + (magnitude[:, None] >= limits).sum(axis=1), np.int64)
+    return np.asarray(1 + np.searchsorted(limits, magnitude, side="right"), np.int64)

@@ -50,7 +50,7 @@ class OptimConfig:
         ema_decay: the run also keeps an exponential moving average of the weights with this decay a step, and
             evaluates and predicts with it; 0 for none.
         max_skipped: steps in a row that may be left out because a loss or a gradient is not finite, before the run
-            stops; 0 stops at the first.
+            stops; 0 stops at the first. May be changed when a run goes on.
     """
 
     algorithm: Algorithm = Algorithm.SGD
@@ -71,7 +71,7 @@ class OptimConfig:
     gamma: float = 0.1
     clip_norm: float = 0.0
     ema_decay: float = 0.0
-    max_skipped: int = 0
+    max_skipped: int = 5
 
     def __post_init__(self) -> None:
         """Check ranges."""

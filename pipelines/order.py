@@ -30,12 +30,17 @@ class SamplingConfig:
 
     Attributes:
         drop_empty: leave out labelled pictures without any object, as Detectron2 and MMDetection do.
+        min_side_px: leave out pictures whose shorter side is less, before resizing (MMDetection: 32); 0 takes all.
+        min_keypoints: leave out pictures with fewer labelled keypoints in all (torchvision: 10, Detectron2: 1); 0 takes
+            all.
         classes: take only pictures with an object of one of these names; empty takes all. Their other objects stay.
         repeat_threshold: classes on less than this share of the pictures are repeated (LVIS, repeat factor sampling:
             a picture comes max(1, sqrt(threshold / share)) times, by its rarest class); 0 repeats none.
     """
 
     drop_empty: bool = False
+    min_side_px: int = 0
+    min_keypoints: int = 0
     classes: tuple[str, ...] = ()
     repeat_threshold: float = 0.0
 
@@ -43,6 +48,9 @@ class SamplingConfig:
         """Check ranges."""
         if not 0 <= self.repeat_threshold <= 1:
             raise ValueError(f"sampling.repeat_threshold must be in 0..1, got {self.repeat_threshold}")
+        for name in ("min_side_px", "min_keypoints"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"sampling.{name} must be >= 0, got {getattr(self, name)}")
 
 
 def sample_seed(seed: int, epoch: int, index: int, copy: int = 0) -> int:

@@ -48,7 +48,8 @@ def write(
 
 
 def drop(filesystem: pafs.FileSystem, folder: str) -> None:
-    """Remove claim and parts, which nobody needs after the commit."""
+    """Remove claim and parts, which nobody needs after the commit, and what workers that were killed left."""
+    commit.sweep_temps(filesystem, folder)
     path = storage.join(folder, PLAN_FOLDER)
     if storage.is_folder(filesystem, path):
         filesystem.delete_dir(path)

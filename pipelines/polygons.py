@@ -15,6 +15,7 @@ MAX_VERTICES = 100_000
 # pycocotools walks 5 steps a pixel of every edge and keeps each step in memory.
 _STEPS_PER_PX = 5
 _MAX_BOUNDARY_STEPS = 20_000_000
+_SEQUENCES = (list, tuple, np.ndarray)
 FloatArray = npt.NDArray[np.float64]
 
 
@@ -36,13 +37,13 @@ def validate_polygons(rings: object, height: int, width: int) -> tuple[FloatArra
     check_size(height, width)
     if not isinstance(rings, list | tuple) or not rings:
         raise MaskError(f"polygons are {described(rings)}, wanted a list of rings")
-    if sum(len(ring) for ring in rings if isinstance(ring, list | tuple | np.ndarray)) > 2 * MAX_VERTICES:
+    if sum([len(ring) for ring in rings if isinstance(ring, _SEQUENCES)]) > 2 * MAX_VERTICES:
         raise MaskError(f"polygons have more than {MAX_VERTICES} vertices")
-    kept = tuple(ring for ring in (_ring(raw, height, width) for raw in rings) if ring.size >= 6)
+    kept = tuple([ring for raw in rings if (ring := _ring(raw, height, width)).size >= 6])
     if not kept:
         raise MaskError("no ring has three points")
     # No edge is longer than three pictures: exact only where that does not settle it.
-    steps = sum((3 * _STEPS_PER_PX * max(height, width) + 1) * ring.size // 2 for ring in kept)
+    steps = (3 * _STEPS_PER_PX * max(height, width) + 1) * sum([ring.size for ring in kept]) // 2
     if steps > _MAX_BOUNDARY_STEPS:
         steps = sum(_boundary_steps(ring) for ring in kept)
     if steps > _MAX_BOUNDARY_STEPS:
@@ -54,20 +55,23 @@ def _ring(raw: object, height: int, width: int) -> FloatArray:
     # Plain Python on purpose: rings are short, and each numpy call costs more than all of this.
     if isinstance(raw, np.ndarray):
         raw = raw.tolist()
-    if not isinstance(raw, list | tuple):
+    if not isinstance(raw, (list, tuple)):
         raise MaskError(f"a ring is {described(raw)}, wanted a list of x, y, x, y, ...")
     if len(raw) % 2:
         raise MaskError(f"a ring has {len(raw)} values, wanted an even number")
     if not {float, int}.issuperset(map(type, raw)):
         raise MaskError("a ring holds values that are not numbers")
     try:
-        if not math.isfinite(math.fsum(raw)):
+        if not math.isfinite(sum(raw)):
             raise MaskError("a ring holds NaN or infinity")
     except (OverflowError, ValueError) as error:
         raise MaskError("a ring holds NaN, infinity, or numbers that do not fit 64 bits") from error
-    for name, size, values in (("x", width, raw[0::2]), ("y", height, raw[1::2])):
-        if values and (min(values) < -size or max(values) > 2 * size):
-            raise MaskError(f"{name} reaches from {min(values):g} to {max(values):g} in a picture of {height}x{width}")
+    near = min(height, width)
+    if raw and (min(raw) < -near or max(raw) > 2 * near):
+        for name, size, values in (("x", width, raw[0::2]), ("y", height, raw[1::2])):
+            low, high = min(values), max(values)
+            if low < -size or high > 2 * size:
+                raise MaskError(f"{name} reaches from {low:g} to {high:g} in a picture of {height}x{width}")
     return np.array(raw, np.float64)
 
 

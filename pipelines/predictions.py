@@ -18,6 +18,8 @@ from pipelines.manifest import ClassInfo, FileInfo
 FILE_NAME = "manifest.json"
 KIND = "predictions"
 _FORMAT_VERSION = 2
+_META_KEY = b"maskray"
+_CONTENT = "content_sha256"
 
 _FIELDS_1 = [
     pa.field("image_id", pa.int64(), nullable=False),
@@ -186,25 +188,43 @@ def to_ipc(pictures: Sequence[PicturePrediction], meta: Mapping[str, Any]) -> pa
         "keypoints": [None if p.keypoints is None else [k.ravel() for k in p.keypoints] for p in pictures],
         "rejected": [p.rejected or None for p in pictures],
     }
-    schema = SCHEMA.with_metadata({b"maskray": json.dumps(dict(meta), sort_keys=True).encode()})
-    batch = pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=schema)
+    batch = pa.RecordBatch.from_arrays([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
+    return _to_file(batch, {**meta, _CONTENT: _digest(batch, meta)})
+
+
+def _digest(batch: pa.RecordBatch, meta: Mapping[str, Any]) -> str:
+    """The sha256 of a shard's rows and notes."""
+    noted = json.dumps(dict(meta), sort_keys=True).encode()
+    return commit.sha256_of(noted + bytes(batch.replace_schema_metadata(None).serialize()))
+
+
+def _to_file(batch: pa.RecordBatch, meta: Mapping[str, Any]) -> pa.Buffer:
+    schema = SCHEMA.with_metadata({_META_KEY: json.dumps(dict(meta), sort_keys=True).encode()})
     sink = pa.BufferOutputStream()
     with ipc.new_file(sink, schema) as writer:
-        writer.write_batch(batch)
+        writer.write_batch(batch.replace_schema_metadata(schema.metadata))
     return sink.getvalue()
 
 
-def read_meta(filesystem: pafs.FileSystem, path: str) -> dict[str, Any] | None:
-    """The notes of a finished shard, or None where there is none that can be read."""
+def read_intact(filesystem: pafs.FileSystem, path: str) -> tuple[dict[str, Any], FileInfo] | None:
+    """Notes and identity of a shard that no manifest vouches for yet.
+
+    Returns:
+        None where a single byte is not as its writer left it, or where there is no such shard.
+    """
     try:
-        with filesystem.open_input_file(path) as source:
-            schema = ipc.open_file(source).schema
-        if not schema.remove_metadata().equals(SCHEMA):
+        data = storage.read_bytes(filesystem, path)
+        reader = ipc.open_file(pa.BufferReader(data))
+        noted: dict[str, Any] = dict(json.loads((reader.schema.metadata or {})[_META_KEY]))
+        batch = reader.get_batch(0)
+        batch.validate(full=True)
+        if not batch.schema.remove_metadata().equals(SCHEMA) or not _to_file(batch, noted).equals(pa.py_buffer(data)):
             return None
-        meta: dict[str, Any] = json.loads((schema.metadata or {}).get(b"maskray", b"null"))
-        return meta
-    except (OSError, ValueError):
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError, IndexError):
         return None
+    content = noted.pop(_CONTENT, None)
+    info = FileInfo(path.rsplit("/", 1)[-1], len(data), commit.sha256_of(data))
+    return (noted, info) if content == _digest(batch, noted) else None
 
 
 def read_pictures(uri: str, shard: FileInfo) -> list[PicturePrediction]:
@@ -246,9 +266,20 @@ def _from_row(row: Mapping[str, Any]) -> PicturePrediction:
         view_agreement=np.array(row.get("view_agreement", [1.0] * count), np.float32),
         box_spread=np.array(row.get("box_spread", [0.0] * count), np.float32),
         mask_agreement=None if optional["mask_agreement"] is None else np.array(optional["mask_agreement"], np.float32),
-        keypoints=None if points is None else np.array(points, np.float32).reshape(count, -1, 3),
+        keypoints=None if points is None else np.array(points, np.float32).reshape(count, -1 if count else 0, 3),
         rejected=row.get("rejected") or "",
     )
+
+
+def count_detections(uri: str, file: str) -> dict[int, int]:
+    """Detections a picture of a shard, by image id; nothing else of it is read."""
+    filesystem, folder = storage.open_uri(uri)
+    with filesystem.open_input_file(storage.join(folder, file)) as source:
+        names = ipc.open_file(source).schema.names
+        fields = [names.index(name) for name in ("image_id", "scores")]
+        table = ipc.open_file(source, options=ipc.IpcReadOptions(included_fields=fields)).read_all()
+    counts = [0 if scores is None else len(scores) for scores in table.column("scores").to_pylist()]
+    return dict(zip(table.column("image_id").to_pylist(), counts, strict=True))
 
 
 def all_pictures(uri: str, manifest: PredictionsManifest) -> Iterator[PicturePrediction]:
@@ -260,7 +291,8 @@ def all_pictures(uri: str, manifest: PredictionsManifest) -> Iterator[PicturePre
 def to_results(picture: PicturePrediction, classes: Sequence[ClassInfo]) -> list[dict[str, Any]]:
     """COCO result rows of one picture: bbox in xywh, source category ids; what the detector has of the rest.
 
-    That is the segmentation as compressed RLE, and for classes with keypoints x, y and the score of each.
+    That is the segmentation as compressed RLE, and for classes with keypoints x, y and the score of each. How far the
+    views agree stands beside COCO's own fields, which readers of results leave alone.
     """
     rows = []
     for i, (x1, y1, x2, y2) in enumerate(picture.boxes_xyxy.astype(float).tolist()):
@@ -270,7 +302,11 @@ def to_results(picture: PicturePrediction, classes: Sequence[ClassInfo]) -> list
             "category_id": info.id,
             "bbox": [x1, y1, x2 - x1, y2 - y1],
             "score": float(picture.scores[i]),
+            "view_agreement": float(picture.view_agreement[i]),
+            "box_spread": float(picture.box_spread[i]),
         }
+        if picture.mask_agreement is not None:
+            row["mask_score"] = float(picture.mask_agreement[i])
         if picture.rles is not None:
             counts = picture.rles[i].decode("ascii")
             row["segmentation"] = {"size": [picture.height, picture.width], "counts": counts}

@@ -97,7 +97,7 @@ def run(
     lost = (*index.rejections, *(r for result in results for r in result.rejections))
     # Counted where they were read: in the index, or in the label files of each shard.
     instances_in = sum(r.instances for r in index.rejections) + sum(result.instances_in for result in results)
-    _check_budget(lost, index.rows_in, instances_in, config.max_rejected)
+    Budget(config.max_rejected, lost).check(index.rows_in, instances_in)
     draft = dataset_writer.Draft(
         classes=index.classes,
         shards=tuple(result.info for result in results),
@@ -169,18 +169,18 @@ def _make_shards(
 ) -> list[ShardResult]:
     started = time.monotonic()
     results: dict[int, ShardResult] = {}
-    lost = list(index.rejections)
+    budget = Budget(config.max_rejected, index.rejections)
     rows_done = rows_made = 0
     total = len(index.rows)
     with ray_session.ray_session(config.address, config.num_cpus):
         ray_session.require_cpus(1, "preparing data")
         for number, facts in shard_runner.run_shards(lambda: _maker(task), range(len(parts))):
             result = results[number] = ShardResult.from_facts(facts)
-            lost.extend(result.rejections)
+            budget.add(result.rejections)
             rows_done += len(parts[number])
             rows_made += 0 if result.was_there else len(parts[number])
             # Judged against the whole source, so what fails here would fail at the end too.
-            _check_budget(lost, index.rows_in, None if index.labels else index.instances_in, config.max_rejected)
+            budget.check(index.rows_in, None if index.labels else index.instances_in)
             if on_progress is not None:
                 speed = rows_made / max(time.monotonic() - started, 1e-9)
                 on_progress(Progress(rows_done, total, speed, (total - rows_done) / speed if speed else None))
@@ -191,13 +191,34 @@ def _maker(task: ShardTask) -> shard_runner.Work:
     return lambda number: make_shard(task, number).to_facts()
 
 
-def _check_budget(lost: Sequence[rejections.Rejection], rows_in: int, instances_in: int | None, allowed: float) -> None:
-    """`instances_in` is None as long as it is not known: then pictures alone are judged."""
-    rows = sum(r.is_row for r in lost)
-    instances = sum(r.instances for r in lost)
-    for what, count, total in (("pictures", rows, rows_in), ("objects", instances, instances_in)):
-        if total is not None and count > allowed * total:
-            raise RejectionBudgetError(
-                f"{count} of {total} {what} were rejected so far, more than the share {allowed:g} allowed: "
-                f"{rejections.summary(lost)}; correct the source, or accept them with --max-rejected 1.0"
-            )
+class Budget:
+    """How much was rejected, and how much may be."""
+
+    def __init__(self, allowed: float, lost: Sequence[rejections.Rejection] = ()) -> None:
+        """Allow a share 0..1 of pictures, and of objects."""
+        self._allowed, self._lost = allowed, list[rejections.Rejection]()
+        self._rows = self._instances = 0
+        self.add(lost)
+
+    def add(self, lost: Sequence[rejections.Rejection]) -> None:
+        """Count more."""
+        self._lost.extend(lost)
+        self._rows += sum(r.is_row for r in lost)
+        self._instances += sum(r.instances for r in lost)
+
+    def check(self, rows_in: int, instances_in: int | None) -> None:
+        """Judge what was counted so far.
+
+        Args:
+            rows_in: pictures of the source.
+            instances_in: its objects; None as long as they are not known: then pictures alone are judged.
+
+        Raises:
+            RejectionBudgetError: more was rejected than allowed.
+        """
+        for what, count, total in (("pictures", self._rows, rows_in), ("objects", self._instances, instances_in)):
+            if total is not None and count > self._allowed * total:
+                raise RejectionBudgetError(
+                    f"{count} of {total} {what} were rejected so far, more than the share {self._allowed:g} allowed: "
+                    f"{rejections.summary(self._lost)}; correct the source, or accept them with --max-rejected 1.0"
+                )

@@ -86,7 +86,7 @@ class PrepareCityscapes(PrepareOptions):
 
     Attributes:
         root: path or URI of the folder that holds leftImg8bit and gtFine.
-        split: train, val, test (unlabelled) or train_extra.
+        split: train, val, or, as pictures without labels, test or train_extra.
         polygons: read the polygons instead of the instance images; both give the same objects.
     """
 

@@ -1,9 +1,10 @@
-"""A shard of the pool with its detections: counted, ranked, and written as pseudo-labelled records."""
+"""A shard of the pool written as pseudo-labelled records, and what it lost with the reasons."""
 
 import dataclasses
 import enum
 import heapq
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,16 +12,17 @@ import numpy.typing as npt
 import pyarrow as pa
 from pyarrow import ipc
 
-from pipelines import commit, dataset_writer, leakage, predictions, selection, storage
-from pipelines.dataset import Dataset
-from pipelines.predictions import PicturePrediction, PredictionsError, PredictionsManifest
+from pipelines import commit, dataset_writer, selection, storage
+from pipelines.manifest import ClassInfo
+from pipelines.pool_shards import PoolPicture, PoolShards
+from pipelines.predictions import PicturePrediction, PredictionsError
 from pipelines.records import Instance, Record
-from pipelines.selection import Choice, Fate, Search, Tally
+from pipelines.selection import Choice, Fate
 
 SHEETS = ("best", "nearest", "disputed")
 """Pictures to look at: the best labels, those nearest their threshold, those that the views agree on least."""
 
-PICTURES_A_SHEET = 24
+PICTURES_A_SHEET = 50
 _OBJECTS_A_PICTURE = 1000
 _DROPPED_SCHEMA = pa.schema(
     [
@@ -51,6 +53,30 @@ class PictureFate(enum.Enum):
     LEAKED = "leaked"  # a labelled or validation picture
     UNSEEN = "unseen"  # the detector could not look at it
 
+    @property
+    def is_written(self) -> bool:
+        """Whether the picture is in the data set."""
+        return self in (PictureFate.LABELLED, PictureFate.EMPTY)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """How detections become objects.
+
+    Attributes:
+        choices: one a class.
+        classes: in the order of labels.
+        weight: of the labels' losses.
+        min_keypoint_score: keypoints below are not visible.
+        keep_empty: keep pictures without any kept object.
+    """
+
+    choices: tuple[Choice, ...]
+    classes: tuple[ClassInfo, ...]
+    weight: Weight = Weight.ONE
+    min_keypoint_score: float = 0.0
+    keep_empty: bool = False
+
 
 class Shown(NamedTuple):
     """A label that a sheet may show.
@@ -73,27 +99,35 @@ def dropped_name(number: int) -> str:
     return f"dropped-{number:05d}.arrow"
 
 
-def agreement(found: PicturePrediction) -> Sequence[float] | None:
-    """Share of views that agree on each detection; None where there is nothing to disagree about."""
-    return None if (found.view_agreement >= 1).all() else [float(value) for value in found.view_agreement]
-
-
-def _keypoints(found: PicturePrediction, at: int) -> npt.NDArray[np.float32] | None:
-    """A detection's keypoints as annotations, all of them visible; pixel indices, whose centres predictions name."""
-    if found.keypoints is None:
+def _keypoints(found: PicturePrediction, at: int, rules: Rules) -> npt.NDArray[np.float32] | None:
+    """A detection's keypoints as annotations: pixel indices, whose centres predictions name, and 2 where visible."""
+    if found.keypoints is None or not rules.classes[int(found.labels[at])].keypoints:
         return None
-    places = found.keypoints[at, :, :2] - 0.5
-    made: npt.NDArray[np.float32] = np.concatenate([places, np.full_like(places[:, :1], 2)], axis=1).astype(np.float32)
-    return made
+    visible = found.keypoints[at, :, 2:] >= rules.min_keypoint_score
+    made = np.concatenate([found.keypoints[at, :, :2] - 0.5, np.full(visible.shape, 2.0)], axis=1)
+    return np.where(visible, made, 0.0).astype(np.float32)
 
 
-def pseudo_record(record: Record, found: PicturePrediction, choices: Sequence[Choice], weight: Weight) -> Record:
+def _keypoint_scores(found: PicturePrediction, at: int, rules: Rules) -> npt.NDArray[np.float32] | None:
+    if found.keypoints is None or not rules.classes[int(found.labels[at])].keypoints:
+        return None
+    return found.keypoints[at, :, 2].copy()
+
+
+def pseudo_record(row: int, record: Record, found: PicturePrediction, fates: selection.Fates, rules: Rules) -> Record:
     """The pool's picture with the kept detections as its objects, best first, and the uncertain ones ignored.
+
+    Args:
+        row: of the picture in the pool; ids of objects follow from it.
+        record: the picture.
+        found: the detections on it.
+        fates: of them, as `selection.fates` gives them.
+        rules: how they become objects.
 
     Raises:
         PredictionsError: more objects than a picture can have.
     """
-    kept = [(at, fate) for at, fate in selection.fates(found, choices) if fate in (Fate.LABEL, Fate.UNCERTAIN)]
+    kept = [(at, fate) for at, fate in fates if fate in (Fate.LABEL, Fate.UNCERTAIN)]
     if len(kept) >= _OBJECTS_A_PICTURE:
         raise PredictionsError(
             f"picture {record.image_id} would get {len(kept)} pseudo-labels, at most {_OBJECTS_A_PICTURE - 1} are "
@@ -101,8 +135,8 @@ def pseudo_record(record: Record, found: PicturePrediction, choices: Sequence[Ch
         )
     instances = tuple(
         Instance(
-            # Unique in the data set, since image ids are.
-            id=record.image_id * _OBJECTS_A_PICTURE + rank + 1,
+            # Unique in the data set, and exact in the float64 of JSON readers; image ids may be any 64 bits.
+            id=row * _OBJECTS_A_PICTURE + rank + 1,
             label=int(found.labels[at]),
             box_xyxy=tuple(float(v) for v in found.boxes_xyxy[at]),  # type: ignore[arg-type]
             area=float(found.areas[at]),
@@ -111,65 +145,77 @@ def pseudo_record(record: Record, found: PicturePrediction, choices: Sequence[Ch
             ignore=fate is Fate.UNCERTAIN,
             polygons=None,
             rle=None if found.rles is None else found.rles[at],
-            keypoints=_keypoints(found, at),
+            keypoints=_keypoints(found, at, rules),
             score=float(found.scores[at]),
-            loss_weight=float(found.scores[at]) if weight is Weight.SCORE else 1.0,
+            loss_weight=float(found.scores[at]) if rules.weight is Weight.SCORE else 1.0,
+            view_agreement=float(found.view_agreement[at]),
+            box_spread=float(found.box_spread[at]),
+            mask_score=None if found.mask_agreement is None else float(found.mask_agreement[at]),
+            keypoint_scores=_keypoint_scores(found, at, rules),
         )
         for rank, (at, fate) in enumerate(kept)
     )
     return dataclasses.replace(record, instances=instances, labelled=True)
 
 
-@dataclasses.dataclass(frozen=True)
-class PoolShards:
-    """The shards of a pool and of its predictions; every method is one task's work.
+class _Shard:
+    """What becomes of one shard's pictures."""
 
-    Attributes:
-        pool: URI of the pictures.
-        predictions: URI of the detections on them.
-        found: what they say of themselves.
-        known: sorted hashes of pictures that must not be labelled.
-        cap: most detections a picture can have; 0 where it is not known.
-    """
+    def __init__(self, number: int, rules: Rules) -> None:
+        self.number, self.rules = number, rules
+        self.rows: list[Record] = []
+        self.lost: list[dict[str, Any]] = []
+        self.pictures, self.detections = Counter[str](), Counter[str]()
+        self.sheets: dict[str, list[Shown]] = {name: [] for name in SHEETS}
 
-    pool: str
-    predictions: str
-    found: PredictionsManifest
-    known: leakage.Hashes
-    cap: int = 0
+    def add(self, one: PoolPicture) -> None:
+        """One more picture."""
+        fates = selection.fates(one.found, self.rules.choices)
+        made = pseudo_record(one.row, one.record, one.found, fates, self.rules)
+        fate = PictureFate.UNSEEN if one.found.rejected else self._fate(made, one.known)
+        self.pictures[fate.value] += 1
+        if fate.is_written:
+            self._show(made, one.found, fates)
+            self.rows.append(made)
+        else:
+            self.lost.append(_row(made, fate.value))
+        for at, of_detection in fates:
+            self._account(one, at, of_detection, fate)
 
-    def pictures(self, shard: int) -> list[tuple[PicturePrediction, bool]]:
-        """A shard's detections, and which pictures are known."""
-        found = predictions.read_pictures(self.predictions, self.found.shards[shard])
-        known = leakage.read_shard(Dataset(self.pool), shard).known(self.known).tolist()
-        if len(found) != len(known):
-            raise PredictionsError(
-                f"shard {shard} of {self.pool} has {len(known)} pictures, its predictions {len(found)}: predict again"
-            )
-        return list(zip(found, known, strict=True))
+    def _fate(self, made: Record, known: bool) -> PictureFate:
+        if known:
+            return PictureFate.LEAKED
+        if any(not instance.ignore for instance in made.instances):
+            return PictureFate.LABELLED
+        return PictureFate.EMPTY if self.rules.keep_empty else PictureFate.NOTHING_KEPT
 
-    def count(self, shard: int) -> dict[str, Any]:
-        """The tally of a shard and its best score a class, its leak, and how many pictures are full of detections."""
-        leak = leakage.read_shard(Dataset(self.pool), shard).leak(self.known)
-        free = [found for found, known in self.pictures(shard) if not known and not found.rejected]
-        full = sum(self.cap > 0 and len(found.scores) >= self.cap for found in free)
-        usable = [(found.scores[found.areas > 0], found.labels[found.areas > 0]) for found in free]
-        best = [
-            max((float(scores[labels == label].max(initial=-1.0)) for scores, labels in usable), default=-1.0)
-            for label in range(len(self.found.classes))
-        ]
-        return {
-            "best": best,
-            "tally": Tally.of(free).to_plain(),
-            "leak": [leak.count, list(leak.examples)],
-            "pictures": len(free),
-            "full": full,
-        }
+    def _account(self, one: PoolPicture, at: int, fate: Fate, picture: PictureFate) -> None:
+        """A detection is in the data set, or dropped with a reason: its own, or that its picture is not there."""
+        own = fate in (Fate.BELOW_THRESHOLD, Fate.NO_PIXEL) and picture is not PictureFate.LEAKED
+        reason = fate.value if own or picture.is_written else picture.value
+        self.detections[reason] += 1
+        if own or not picture.is_written:
+            label = int(one.found.labels[at])
+            self.lost.append(
+                _row(one.record, reason)
+                | {"label": label, "score": float(one.found.scores[at]),
+                   "threshold": self.rules.choices[label].threshold}
+            )  # fmt: skip
 
-    def rank(self, shard: int, searches: dict[int, Search]) -> dict[str, Any]:
-        """The keys of a shard in the bins that are searched."""
-        free = (found for found, known in self.pictures(shard) if not known)
-        return {str(label): keys for label, keys in selection.candidates(free, searches).items()}
+    def _show(self, made: Record, found: PicturePrediction, fates: selection.Fates) -> None:
+        kept = [at for at, fate in fates if fate in (Fate.LABEL, Fate.UNCERTAIN)]
+        labels = [(at, i) for at, i in zip(kept, made.instances, strict=True) if not i.ignore]
+        if not labels:
+            return
+        choices = self.rules.choices
+        self._offer("best", *min((-i.score, i.id) for _, i in labels))
+        self._offer("nearest", *min((abs(i.score - choices[i.label].threshold), i.id) for _, i in labels))
+        if not (found.view_agreement >= 1).all():  # else there is nothing to disagree about
+            self._offer("disputed", *min((float(found.view_agreement[at]), i.id) for at, i in labels))
+
+    def _offer(self, sheet: str, order: float, instance: int) -> None:
+        one = Shown(order, self.number, len(self.rows), instance)
+        self.sheets[sheet] = heapq.nsmallest(PICTURES_A_SHEET, [*self.sheets[sheet], one])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -179,107 +225,49 @@ class Writer:
     Attributes:
         source: pool and predictions.
         out: URI of the pseudo-labelled data set.
-        choices: one a class.
-        weight: of the labels' losses.
-        keep_empty: keep pictures without any kept object.
+        rules: how detections become objects.
         fingerprint: of the whole, kept in each shard.
     """
 
     source: PoolShards
     out: str
-    choices: tuple[Choice, ...]
-    weight: Weight
-    keep_empty: bool
+    rules: Rules
     fingerprint: str
 
     def write(self, shard: int) -> dict[str, Any]:
         """Write one shard and what it lost; the same input gives the same bytes.
 
         Raises:
+            DatasetError: the pool's shard is damaged.
             PredictionsError: predictions of other pictures.
         """
-        rows: list[Record] = []
-        lost: list[dict[str, Any]] = []
-        counts = {fate.value: 0 for fate in PictureFate}
-        shown: dict[str, list[Shown]] = {name: [] for name in SHEETS}
-        for record, found, known in self._pairs(shard):
-            made = pseudo_record(record, found, self.choices, self.weight)
-            fate = PictureFate.UNSEEN if found.rejected else self._fate(made, known)
-            counts[fate.value] += 1
-            if fate in (PictureFate.LABELLED, PictureFate.EMPTY):
-                self._show(shown, (shard, len(rows)), made, found)
-                rows.append(made)
-            else:
-                lost.append(_row(record, fate.value))
-            lost += self._lost(record, found)
+        made = _Shard(shard, self.rules)
+        for picture in self.source.open(shard):
+            made.add(picture)
         filesystem, folder = storage.open_uri(self.out)
-        info = dataset_writer.write_shard(filesystem, folder, shard, rows, {"fingerprint": self.fingerprint})
-        dropped = memoryview(_dropped(lost))
+        info = dataset_writer.write_shard(filesystem, folder, shard, made.rows, {"fingerprint": self.fingerprint})
+        dropped = memoryview(_dropped(made.lost))
         commit.write_file(filesystem, storage.join(folder, dropped_name(shard)), dropped)
         return {
             "info": dataclasses.asdict(info),
             "dropped": commit.sha256_of(dropped),
-            "pictures": counts,
-            "labels": _label_counts(rows, len(self.choices)),
-            "shown": shown,
+            "pictures": made.pictures,
+            "detections": made.detections,
+            "labels": _label_counts(made.rows, len(self.rules.classes)),
+            "shown": made.sheets,
         }
 
-    def _fate(self, made: Record, known: bool) -> PictureFate:
-        if known:
-            return PictureFate.LEAKED
-        if any(not instance.ignore for instance in made.instances):
-            return PictureFate.LABELLED
-        return PictureFate.EMPTY if self.keep_empty else PictureFate.NOTHING_KEPT
 
-    def _pairs(self, shard: int) -> Iterator[tuple[Record, PicturePrediction, bool]]:
-        pool = Dataset(self.source.pool)
-        first = int(pool.rows_per_shard[:shard].sum())
-        for offset, (found, known) in enumerate(self.source.pictures(shard)):
-            record = pool.record(first + offset)
-            if record.image_id != found.image_id:
-                raise PredictionsError(
-                    f"picture {first + offset} of the pool has id {record.image_id}, its prediction "
-                    f"{found.image_id}: predict again on this pool"
-                )
-            yield record, found, known
-
-    def _lost(self, record: Record, found: PicturePrediction) -> Iterator[dict[str, Any]]:
-        for at, fate in selection.fates(found, self.choices):
-            if fate in (Fate.BELOW_THRESHOLD, Fate.NO_PIXEL):
-                label = int(found.labels[at])
-                yield _row(record, fate.value) | {
-                    "label": label, "score": float(found.scores[at]), "threshold": self.choices[label].threshold,
-                }  # fmt: skip
-
-    def _show(
-        self, sheets: dict[str, list[Shown]], place: tuple[int, int], made: Record, found: PicturePrediction
-    ) -> None:
-        labels = [instance for instance in made.instances if not instance.ignore]
-        if not labels:
-            return
-        best = max(labels, key=lambda i: i.score)
-        _offer(sheets["best"], Shown(-best.score, *place, best.id))
-        margins = [(abs(i.score - self.choices[i.label].threshold), i.id) for i in labels]
-        _offer(sheets["nearest"], Shown(min(margins)[0], *place, min(margins)[1]))
-        values = agreement(found)
-        if values is not None:
-            kept = [at for at, fate in selection.fates(found, self.choices) if fate in (Fate.LABEL, Fate.UNCERTAIN)]
-            least, number = min((values[at], i.id) for at, i in zip(kept, made.instances, strict=True) if not i.ignore)
-            _offer(sheets["disputed"], Shown(least, *place, number))
-
-
-def _offer(sheet: list[Shown], one: Shown) -> None:
-    sheet[:] = heapq.nsmallest(PICTURES_A_SHEET, [*sheet, one])
-
-
-def _label_counts(rows: Sequence[Record], classes: int) -> dict[str, list[int]]:
-    """Labels and ignored regions a class, and labels by COCO's size ranges."""
-    kept, ignored, sizes = [0] * classes, [0] * classes, [0, 0, 0]
+def _label_counts(rows: Sequence[Record], classes: int) -> list[list[int]]:
+    """A class each: labels, ignored regions, and labels by COCO's size ranges."""
+    counts = np.zeros((classes, 5), np.int64)
     for instance in (instance for row in rows for instance in row.instances):
-        (ignored if instance.ignore else kept)[instance.label] += 1
-        if not instance.ignore:
-            sizes[int(np.searchsorted((32**2, 96**2), instance.area, side="right"))] += 1
-    return {"kept": kept, "uncertain": ignored, "sizes": sizes}
+        if instance.ignore:
+            counts[instance.label, 1] += 1
+        else:
+            size = int(np.searchsorted((32**2, 96**2), instance.area, side="right"))
+            counts[instance.label, (0, 2 + size)] += 1
+    return [[int(count) for count in row] for row in counts]
 
 
 def _row(record: Record, reason: str) -> dict[str, Any]:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
+import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import ray
 
@@ -119,39 +123,67 @@ def _require(kind: str, number: float, what: str) -> None:
         )
 
 
-def room_for(cpus: int, gpus: int) -> int:
-    """How many workers of so many CPUs and GPUs the machines of the connected cluster hold, each whole on one."""
-    count = 0.0
-    for node in ray.nodes():
-        if node["Alive"]:
-            have = node["Resources"]
-            of_cpus = have.get("CPU", 0.0) // cpus if cpus else float("inf")
-            of_gpus = have.get("GPU", 0.0) // gpus if gpus else float("inf")
-            count += min(of_cpus, of_gpus)
-    return int(count)
+class Share(NamedTuple):
+    """What a worker or task takes of one machine."""
+
+    cpus: float
+    gpus: float
 
 
-def require_workers(count: int, cpus: int, gpus: int, what: str, wait_s: float = 0.0) -> None:
+def _fit(node: Mapping[str, float], each: Share) -> float:
+    """How many such shares a machine holds; infinite where they are nothing."""
+    wanted = (("CPU", each.cpus), ("GPU", each.gpus))
+    return min((node.get(kind, 0.0) // need for kind, need in wanted if need), default=math.inf)
+
+
+def room_for(each: Share, besides: Share = Share(0, 0)) -> int:  # noqa: B008 -- a value
+    """How many workers the machines of the connected cluster hold in all, each whole on one.
+
+    Args:
+        each: of a worker.
+        besides: is kept free for one task, where it costs the fewest workers; no room at all where that fits nowhere.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if each == Share(0, 0):
+        return sys.maxsize
+    if besides == Share(0, 0):
+        return int(sum(_fit(node, each) for node in nodes))
+    losses = []
+    for node in (node for node in nodes if _fit(node, besides) >= 1):
+        left = {"CPU": node.get("CPU", 0.0) - besides.cpus, "GPU": node.get("GPU", 0.0) - besides.gpus}
+        losses.append(_fit(node, each) - _fit(left, each))
+    return int(sum(_fit(node, each) for node in nodes) - min(losses)) if losses else 0
+
+
+def require_workers(
+    count: int,
+    each: Share,
+    what: str,
+    wait_s: float = 0.0,
+    besides: Share = Share(0, 0),  # noqa: B008 -- a value
+    ended: threading.Event | None = None,
+) -> None:
     """Refuse workers that the connected cluster has no room for, which Ray would wait for without end.
 
     Args:
         count: workers at the same time.
-        cpus: of each.
-        gpus: of each.
+        each: of a worker.
         what: wants them, for the message.
         wait_s: seconds to wait for machines that are being added.
+        besides: for one task at the same time.
+        ended: ends the waiting when it is set.
 
     Raises:
         RayError: there is not enough room, and why.
     """
-    deadline = time.monotonic() + wait_s
-    while room_for(cpus, gpus) < count:
+    deadline, ended = time.monotonic() + wait_s, ended or threading.Event()
+    while room_for(each, besides) < count and not ended.is_set():
         if time.monotonic() >= deadline:
             machines = [node for node in ray.nodes() if node["Alive"]]
             rows = [(n["Resources"].get("CPU", 0), n["Resources"].get("GPU", 0)) for n in machines]
             have = "; ".join(f"{rows.count(row)} x ({row[0]:g} CPUs, {row[1]:g} GPUs)" for row in dict.fromkeys(rows))
             raise RayError(
-                f"{what} does not fit this Ray cluster, which has room for {room_for(cpus, gpus)}: its machines are "
+                f"{what} does not fit this Ray cluster, which has room for {room_for(each, besides)}: its machines are "
                 f"{have or 'none'}; ask for fewer or smaller workers, or add machines"
             )
-        time.sleep(min(1.0, max(0.05, deadline - time.monotonic())))
+        ended.wait(min(1.0, max(0.05, deadline - time.monotonic())))

@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-SCHEMA_VERSION = 2
-READABLE_VERSIONS = (1, 2)
+SCHEMA_VERSION = 3
+READABLE_VERSIONS = (1, 2, 3)
 FloatArray = npt.NDArray[np.float64]
 
 SCHEMA = pa.schema(
@@ -39,9 +39,16 @@ SCHEMA = pa.schema(
         pa.field("score", pa.list_(pa.float32()), nullable=False),
         pa.field("loss_weight", pa.list_(pa.float32()), nullable=False),
         pa.field("semantic", pa.large_binary()),
+        # Of pseudo-labels alone: empty for a picture that people labelled, or for an object without them.
+        pa.field("view_agreement", pa.list_(pa.float32())),
+        pa.field("box_spread", pa.list_(pa.float32())),
+        pa.field("mask_score", pa.list_(pa.float32())),
+        pa.field("keypoint_scores", pa.list_(pa.list_(pa.float32()))),
     ]
 )
-_SCHEMA_1 = pa.schema([field for field in SCHEMA if field.name != "semantic"])
+_PSEUDO = ("view_agreement", "box_spread", "mask_score", "keypoint_scores")
+_SCHEMA_2 = pa.schema([field for field in SCHEMA if field.name not in _PSEUDO])
+_SCHEMA_1 = pa.schema([field for field in _SCHEMA_2 if field.name != "semantic"])
 
 
 class SchemaError(ValueError):
@@ -67,6 +74,10 @@ class Instance:
         keypoints: float32 [K, 3] of x, y (pixels) and visibility 0, 1 or 2; None where there are none.
         score: 1.0 for human labels, in 0..1 for pseudo-labels.
         loss_weight: weight of this object's losses, >= 0.
+        view_agreement: share of a detector's views that found it, 0..1; None for human labels.
+        box_spread: standard deviation of its box's edges over the views, over the box's sides; None likewise.
+        mask_score: mean IoU of the views' masks with the merged one, 0..1; None without.
+        keypoint_scores: float32 [K], peaks of the heat maps; None without.
     """
 
     id: int
@@ -80,6 +91,10 @@ class Instance:
     keypoints: npt.NDArray[np.float32] | None
     score: float = 1.0
     loss_weight: float = 1.0
+    view_agreement: float | None = None
+    box_spread: float | None = None
+    mask_score: float | None = None
+    keypoint_scores: npt.NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -134,6 +149,9 @@ def to_table(records: Sequence[Record]) -> pa.Table:
         "loss_weight": [[i.loss_weight for i in r.instances] for r in rows],
         "semantic": [r.semantic for r in rows],
     }
+    for name in _PSEUDO:
+        values = [[getattr(i, name) for i in r.instances] for r in rows]
+        columns[name] = [None if all(value is None for value in of) else of for of in values]
     return pa.Table.from_arrays([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
 
 
@@ -173,7 +191,7 @@ def check_schema(schema: pa.Schema, where: str) -> None:
     Raises:
         SchemaError: another column, type, order or nullability, or field metadata.
     """
-    wanted = _SCHEMA_1 if schema.names == _SCHEMA_1.names else SCHEMA
+    wanted = next((known for known in (_SCHEMA_1, _SCHEMA_2) if schema.names == known.names), SCHEMA)
     if schema.names != wanted.names:
         raise SchemaError(f"{where} has the columns {schema.names}, wanted {SCHEMA.names}: prepare the data again")
     for have, want in zip(schema, wanted, strict=True):
@@ -191,6 +209,8 @@ def _instances(one: dict[str, pa.Scalar]) -> tuple[Instance, ...]:
     rles, keypoints = one["rle"].as_py(), one["keypoints"].as_py()
     scores, weights = one["score"].as_py(), one["loss_weight"].as_py()
     polygons = _polygons(one["polygons"].values)
+    nothing = [None] * len(ids)
+    pseudo = {name: (one[name].as_py() if name in one else None) or nothing for name in _PSEUDO}
     return tuple(
         Instance(
             id=ids[i],
@@ -204,6 +224,10 @@ def _instances(one: dict[str, pa.Scalar]) -> tuple[Instance, ...]:
             keypoints=None if keypoints[i] is None else np.array(keypoints[i], np.float32).reshape(-1, 3),
             score=scores[i],
             loss_weight=weights[i],
+            view_agreement=pseudo["view_agreement"][i],
+            box_spread=pseudo["box_spread"][i],
+            mask_score=pseudo["mask_score"][i],
+            keypoint_scores=None if (own := pseudo["keypoint_scores"][i]) is None else np.array(own, np.float32),
         )
         for i in range(len(ids))
     )

@@ -20,34 +20,39 @@ from pipelines.distill_outputs import read_without_pictures
 from pipelines.manifest import ClassInfo
 from pipelines.masks import rasterise
 from pipelines.outlines import to_polygons
+from pipelines.pool_shards import ShardTable
 from pipelines.records import Instance, Record
-from pipelines.selection import ClassSelection
 
 FOLDER = "review"
 _IGNORED = " (ignored)"
 
 
-def choose(dataset: Dataset, selection: Sequence[ClassSelection], count: int) -> list[int]:
-    """The pictures whose least certain label is nearest its threshold, most doubtful first; ignored ones count."""
-    thresholds = [row.threshold for row in selection]
-    best: list[tuple[float, int]] = []
-    row = 0
-    for info in dataset.manifest.shards:
-        for record in read_without_pictures(dataset.uri, info.file):
-            margins = [abs(i.score - thresholds[i.label]) for i in record.instances]
-            if margins:
-                best = heapq.nsmallest(count, [*best, (min(margins), row)])
-            row += 1
-    return [row for _, row in best]
+def doubtful(
+    shard: int, uri: str, shards: ShardTable, thresholds: Sequence[float], count: int
+) -> dict[str, list[tuple[float, int]]]:
+    """How far the least certain label of a picture is from its threshold, and the picture's row; ignored ones count.
+
+    Args:
+        shard: of a pseudo-labelled data set; pictures are not read.
+        uri: of the data set.
+        shards: of it.
+        thresholds: a class each.
+        count: pictures wanted, the most doubtful ones.
+    """
+    found = []
+    for row, record in enumerate(read_without_pictures(uri, str(shards.files[shard]))):
+        margins = [abs(i.score - thresholds[i.label]) for i in record.instances]
+        if margins:
+            found.append((min(margins), row))
+    return {"rows": heapq.nsmallest(count, found)}
 
 
-def export(out: str, selection: Sequence[ClassSelection], count: int, prefix: str, model_version: str) -> str:
+def export(out: str, rows: Sequence[int], prefix: str, model_version: str) -> str:
     """Write `review/` beside a pseudo-labelled data set; where it is.
 
     Args:
         out: URI of the data set.
-        selection: its thresholds, a class each.
-        count: pictures.
+        rows: of the pictures, in the order they are shown.
         prefix: what Label Studio puts before a picture's file name.
         model_version: name of the teacher in Label Studio.
 
@@ -55,9 +60,9 @@ def export(out: str, selection: Sequence[ClassSelection], count: int, prefix: st
         ValueError: the data set is missing or damaged.
     """
     dataset = Dataset(out)
-    records = [dataset.record(row) for row in choose(dataset, selection, count)]
+    records = [dataset.record(row) for row in rows]
     classes = dataset.manifest.classes
-    filesystem, folder = storage.open_uri(f"{out}/{FOLDER}")
+    filesystem, folder = storage.open_uri(storage.child_uri(out, FOLDER))
     for record in records:
         commit.write_file(filesystem, storage.join(folder, "data", picture_name(record)), record.image)
     files = {
@@ -69,7 +74,7 @@ def export(out: str, selection: Sequence[ClassSelection], count: int, prefix: st
         commit.write_file(filesystem, storage.join(folder, name), json.dumps(body, indent=1).encode())
     config = label_config([info.name for info in classes]).encode()
     commit.write_file(filesystem, storage.join(folder, "label_studio.xml"), config)
-    return f"{out}/{FOLDER}"
+    return storage.child_uri(out, FOLDER)
 
 
 def picture_name(record: Record) -> str:
@@ -78,7 +83,7 @@ def picture_name(record: Record) -> str:
 
 
 def to_coco(records: Sequence[Record], classes: Sequence[ClassInfo], attributes: bool) -> dict[str, Any]:
-    """The pictures with polygons as COCO instances.
+    """The pictures with polygons, or boxes alone of a detector without masks, as COCO instances.
 
     Args:
         records: with their labels.
@@ -92,7 +97,7 @@ def to_coco(records: Sequence[Record], classes: Sequence[ClassInfo], attributes:
         for instance in record.instances:
             row = annotation(instance, record, classes[instance.label].id)
             row.pop("score", None)
-            if not row["iscrowd"]:
+            if not row["iscrowd"] and "segmentation" in row:
                 row["segmentation"] = _polygons(instance, record)
             extra = {"score": round(instance.score, 6), "ignored": instance.ignore}
             rows.append(row | ({"attributes": extra} if attributes else extra))
@@ -100,8 +105,12 @@ def to_coco(records: Sequence[Record], classes: Sequence[ClassInfo], attributes:
 
 
 def _polygons(instance: Instance, record: Record) -> list[list[float]]:
+    """The mask's outlines, or the box of an object without a mask."""
     segmentation = instance.rle if instance.polygons is None else instance.polygons
-    assert segmentation is not None, "pseudo-labels have masks"
+    if segmentation is None:
+        x1, x2 = (min(max(instance.box_xyxy[at], 0.0), float(record.width)) for at in (0, 2))
+        y1, y2 = (min(max(instance.box_xyxy[at], 0.0), float(record.height)) for at in (1, 3))
+        return [[x1, y1, x2, y1, x2, y2, x1, y2]]
     return to_polygons(rasterise(segmentation, record.height, record.width))
 
 

@@ -35,7 +35,7 @@ def areas(counts: Sequence[bytes], pixels: IntArray) -> IntArray:
 
 
 def _judge(joined: bytes, sizes: IntArray, pixels: IntArray) -> IntArray:
-    symbols = np.frombuffer(joined, np.uint8).astype(np.int64) - 48
+    symbols = np.frombuffer(joined, np.uint8).astype(np.int32) - 48  # 32 bits hold six groups, at half the bytes
     bounds = np.concatenate([[0], np.cumsum(sizes)])
     known = np.logical_and.reduceat((symbols >= 0) & (symbols <= 63), bounds[:-1])
     last = (symbols & 0x20) == 0
@@ -46,8 +46,10 @@ def _judge(joined: bytes, sizes: IntArray, pixels: IntArray) -> IntArray:
     lengths = ends - starts + 1
     sign = np.where(symbols[ends - 1] & 0x10, 0x1F, 0)
     good = (lengths <= _MAX_GROUPS) & ~((lengths > 1) & (symbols[ends] == sign))
-    place = np.minimum(np.arange(symbols.size) - np.repeat(starts, lengths), _MAX_GROUPS - 1)
-    values = np.add.reduceat((symbols & 0x1F) << (5 * place), starts)
+    place = np.arange(symbols.size, dtype=np.int32) - np.repeat(starts.astype(np.int32), lengths)
+    np.minimum(place, _MAX_GROUPS - 1, out=place)
+    place *= 5
+    values = np.add.reduceat((symbols & 0x1F) << place, starts).astype(np.int64)
     values -= np.where(symbols[ends] & 0x10, np.int64(1) << (5 * np.minimum(lengths, _MAX_GROUPS)), 0)
     first = np.searchsorted(starts, bounds[:-1])  # of each string's numbers
     runs, number = _summed(values, first)

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from pipelines import evaluate, storage, train
+from pipelines import evaluate, run_file, storage
 from pipelines.loop import METRICS
 from pipelines.report import RunReport, save_report
 from pipelines.tracking import Tracker
@@ -29,7 +29,7 @@ def load_run(run: str, name: str, evaluation: str) -> RunReport:
     Raises:
         ValueError: no run or no evaluation there.
     """
-    uri, run_id = train.tracking_of(run)
+    uri, run_id = run_file.tracking_of(run)
     tracker = Tracker(uri, run_id, name)
     found = evaluate.load(evaluation) if evaluation else evaluate.Evaluation(None, None)
     facts = {"run": run, "MLflow run": run_id}

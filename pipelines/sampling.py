@@ -27,8 +27,13 @@ def repeats(dataset: Dataset, config: SamplingConfig) -> npt.NDArray[np.float64]
         kept &= shown.any(axis=1) | ~dataset.labelled
     if config.classes:
         kept &= shown[:, [names.index(name) for name in config.classes]].any(axis=1)
+    kept &= dataset.sizes_hw.min(axis=1, initial=np.iinfo(np.int32).max) >= config.min_side_px
+    if config.min_keypoints:
+        kept &= dataset.labelled_keypoints() >= config.min_keypoints
     if not kept.any():
-        raise ValueError(f"sampling leaves no picture of {dataset.uri}: choose other classes, or keep empty pictures")
+        raise ValueError(
+            f"sampling leaves no picture of {dataset.uri}: choose other classes, lower limits, or keep empty pictures"
+        )
     factors = np.ones(len(dataset))
     if config.repeat_threshold:
         share = shown[kept].mean(axis=0)

@@ -8,6 +8,7 @@ choice depends neither on shards nor on any order, and is exact.
 
 import dataclasses
 import enum
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
@@ -85,7 +86,7 @@ class Limits:
 
     Attributes:
         min_score: detections below are never kept.
-        max_score: detections from here on are always kept.
+        max_score: detections from here on are always kept; 1 for none, since a score may well round to 1.
         uncertain: share of the threshold from which detections that are not kept are uncertain; 1 for none.
     """
 
@@ -117,7 +118,7 @@ class Choice:
         """What becomes of a detection of this class."""
         score = -key.minus_score
         by_rule = key <= self.last and score >= self.limits.min_score
-        if by_rule or score >= self.limits.max_score:
+        if by_rule or (self.limits.max_score < 1 and score >= self.limits.max_score):
             return Fate.LABEL
         uncertain = self.limits.uncertain < 1 and score >= self.uncertain_from
         return Fate.UNCERTAIN if uncertain else Fate.BELOW_THRESHOLD
@@ -131,7 +132,11 @@ def ranking(found: PicturePrediction) -> list[int]:
     return sorted(range(len(ordered)), key=ordered.__getitem__)
 
 
-def fates(found: PicturePrediction, choices: Sequence[Choice]) -> list[tuple[int, Fate]]:
+Fates = list[tuple[int, Fate]]
+"""A picture's detections by their places, best first, and what becomes of each."""
+
+
+def fates(found: PicturePrediction, choices: Sequence[Choice]) -> Fates:
     """Every detection of a picture, best first, with what becomes of it."""
     made = []
     for rank, at in enumerate(ranking(found)):
@@ -194,13 +199,6 @@ class Tally:
         """Detections of a class."""
         return int(self.counts[self.codes >> _BITS == label].sum())
 
-    def histogram(self, label: int) -> list[int]:
-        """Detections of a class in ten bins of score from 0 to 1."""
-        mine = self.codes >> _BITS == label
-        lowest = ((self.codes[mine] & ((1 << _BITS) - 1)) << _BITS).astype(np.uint32).view(np.float32)
-        tenths = np.minimum((lowest * 10).astype(np.int64), 9)
-        return [int(self.counts[mine][tenths == tenth].sum()) for tenth in range(10)]
-
     def last_bin(self, label: int, wanted: int) -> tuple[int, int] | None:
         """The bin in which the last of the best `wanted` lies, and how many of that bin belong to them.
 
@@ -212,6 +210,16 @@ class Tally:
             return None
         at = int(np.searchsorted(np.cumsum(counts), wanted))
         return int(bins[at]), wanted - int(counts[:at].sum())
+
+
+def histogram(pictures: Iterable[PicturePrediction], classes: int) -> IntArray:
+    """Detections with a pixel by class and tenth of score: [classes, 10], each tenth with its lower end."""
+    edges = np.array([tenth / 10 for tenth in range(1, 10)], np.float32)
+    counts = np.zeros((classes, 10), np.int64)
+    for found in pictures:
+        usable = found.areas > 0
+        np.add.at(counts, (found.labels[usable], np.searchsorted(edges, found.scores[usable], side="right")), 1)
+    return counts
 
 
 class Search(NamedTuple):
@@ -250,7 +258,9 @@ def keys_from_plain(plain: dict[str, Any]) -> dict[int, list[Key]]:
 
 def choose(last: Key, limits: Limits) -> Choice:
     """The choice of a class from the last detection the rule keeps."""
-    threshold = min(max(-last.minus_score, limits.min_score), limits.max_score)
+    # Where none is kept, more than any score can be.
+    cap = limits.max_score if limits.max_score < 1 else math.nextafter(1.0, 2.0)
+    threshold = min(max(-last.minus_score, limits.min_score), cap)
     return Choice(last, threshold, limits)
 
 

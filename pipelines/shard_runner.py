@@ -11,13 +11,15 @@ from typing import Any
 
 import pyarrow as pa
 import ray.data
-from ray.exceptions import RayError, RayTaskError
+from ray import cloudpickle
+from ray.exceptions import RayError
 
 Row = dict[str, Any]
 Work = Callable[[int], Row]
 """Makes the shard of a number and returns JSON-able facts about it; only these go through Ray."""
 
-_RESULT = pa.schema([pa.field("shard", pa.int64()), pa.field("facts", pa.string())])
+# Errors travel as data: Ray Data wraps what a task raises, and on its way to the driver the cause is lost.
+_RESULT = pa.schema([pa.field("shard", pa.int64()), pa.field("facts", pa.string()), pa.field("error", pa.binary())])
 
 
 class ShardError(ValueError):
@@ -42,18 +44,44 @@ class Workers:
 
 
 class _Worker:
-    """A staying process: sets the work up once."""
+    """A staying process: sets the work up once.
+
+    What the setting up raises is kept for the first shard: Ray reports a constructor that fails as a dead process.
+    """
 
     def __init__(self, make_work: Callable[[], Work]) -> None:
-        self._work = make_work()
+        self._failed: Exception | None = None
+        try:
+            self._work = make_work()
+        except Exception as error:
+            self._failed = error
 
     def __call__(self, batch: pa.Table) -> pa.Table:
-        return _do(self._work, batch)
+        return _do(self._make, batch)
+
+    def _make(self) -> Work:
+        if self._failed is not None:
+            raise self._failed
+        return self._work
 
 
-def _do(work: Work, batch: pa.Table) -> pa.Table:
+def _do(make_work: Callable[[], Work], batch: pa.Table) -> pa.Table:
     shards = batch.column("item").to_pylist()
-    return pa.table({"shard": shards, "facts": [json.dumps(work(shard)) for shard in shards]}, schema=_RESULT)
+    try:
+        work = make_work()
+        rows = [{"shard": shard, "facts": json.dumps(work(shard))} for shard in shards]
+    except Exception as error:
+        rows = [{"shard": shard, "error": _packed(error)} for shard in shards]
+    return pa.Table.from_pylist(rows, schema=_RESULT)
+
+
+def _packed(error: Exception) -> bytes:
+    try:
+        data: bytes = cloudpickle.dumps(error.with_traceback(None))
+        cloudpickle.loads(data)
+    except Exception:  # not every exception survives the way
+        data = cloudpickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))
+    return data
 
 
 def run_shards(
@@ -82,7 +110,7 @@ def run_shards(
         numbers = ray.data.from_items(list(shards), override_num_blocks=len(shards))
         if workers is None:
             made = numbers.map_batches(
-                lambda batch: _do(make_work(), batch), batch_size=None, batch_format="pyarrow", num_cpus=1
+                lambda batch: _do(make_work, batch), batch_size=None, batch_format="pyarrow", num_cpus=1
             )
         else:
             made = numbers.map_batches(
@@ -97,15 +125,21 @@ def run_shards(
         try:
             for batch in made.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
                 for row in batch.to_pylist():
+                    if row["error"] is not None:
+                        raise _refusal(cloudpickle.loads(row["error"]))
                     yield row["shard"], json.loads(row["facts"])
-        except (RayTaskError, RayError) as error:
-            cause = _cause(error)
-            if isinstance(cause, ValueError):
-                raise cause from None
-            raise ShardError(
-                f"a shard could not be made: {type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}; "
-                "run the same command again to make the missing shards"
-            ) from error
+        except RayError as error:
+            raise _refusal(_cause(error)) from error
+
+
+def _refusal(cause: BaseException) -> ValueError:
+    """What the work refused as it said it, anything else as a shard that could not be made."""
+    if isinstance(cause, ValueError):
+        return cause
+    return ShardError(
+        f"a shard could not be made: {type(cause).__name__}: {(str(cause).splitlines() or [''])[0]}; "
+        "run the same command again to make the missing shards"
+    )
 
 
 @contextmanager

@@ -6,16 +6,17 @@ gives the same bytes under the same name.
 
 from __future__ import annotations
 
+import errno
 import json
+import socket
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from pyarrow import fs as pafs
 
 from pipelines import careful, check, commit, dataset_writer, records, rejections, shards, source_index, storage
-from pipelines.datasets import cityscapes
 from pipelines.manifest import ShardInfo
 from pipelines.rejections import Reason, Rejection
 from pipelines.source_index import RawRow
@@ -23,6 +24,9 @@ from pipelines.source_index import RawRow
 PLAN_FOLDER = "_plan"
 MAX_PICTURE_BYTES = 2**29
 """Larger files are rejected unread."""
+
+# Faults of one name, which come back however often it is tried.
+_FAULTS_OF_FILES = frozenset({errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ class ShardResult:
     Attributes:
         info: for the manifest.
         rejections: of its pictures and their objects.
-        instances_in: objects that the source has for its pictures.
+        instances_in: objects that the source has for its pictures; of a label file that was not read, none.
         was_there: True where an earlier run had written it.
     """
 
@@ -82,6 +86,10 @@ class PlanConflictError(ValueError):
     """The output folder holds another data set, finished or not; nothing was touched."""
 
 
+class MissingPlanError(ValueError):
+    """The output folder is another one here than where the plan was written."""
+
+
 def part_name(number: int) -> str:
     """The file of a shard's raw rows, relative to the data set."""
     return f"{PLAN_FOLDER}/part-{number:05d}.json"
@@ -108,30 +116,32 @@ def make_shard(
 
     Raises:
         PlanConflictError: a shard of another plan has this name.
+        MissingPlanError: the plan is not to be seen from here.
         OSError: the store failed.
     """
     filesystem, folder = storage.open_uri(task.out)
     found = find_shard(filesystem, folder, number, task.fingerprint)
     if found is not None:
         return found
-    part, note = (storage.join(folder, name) for name in (part_name(number), attempt_name(number)))
+    rows = _planned(task, filesystem, storage.join(folder, part_name(number)))
+    note = storage.join(folder, attempt_name(number))
     died_before = storage.is_file(filesystem, note)
     if not died_before:
         commit.write_file(filesystem, note, b"", faults=faults)
     with careful.CarefulJudge(judge) as in_own_process:
-        rows = source_index.from_json(storage.read_bytes(filesystem, part))
         outcomes = list(_outcomes(task, rows, in_own_process if died_before else judge))
     storage.delete_file(filesystem, note)
     kept: list[records.Record] = []
     lost: list[Rejection] = []
     instances_in = 0
-    for row, outcome in outcomes:
-        instances_in += len(row.annotations)
+    for outcome in outcomes:
         if isinstance(outcome, Rejection):
             lost.append(outcome)
+            instances_in += outcome.instances
         else:
             kept.append(outcome.record)
             lost.extend(outcome.rejections)
+            instances_in += len(outcome.record.instances) + sum(r.instances for r in outcome.rejections)
     meta = {
         "schema_version": records.SCHEMA_VERSION,
         "fingerprint": task.fingerprint,
@@ -141,6 +151,16 @@ def make_shard(
     }
     info = dataset_writer.write_shard(filesystem, folder, number, kept, meta, faults)
     return ShardResult(info, tuple(lost), instances_in, was_there=False)
+
+
+def _planned(task: ShardTask, filesystem: pafs.FileSystem, part: str) -> list[RawRow]:
+    try:
+        return source_index.from_json(storage.read_bytes(filesystem, part))
+    except FileNotFoundError as error:
+        raise MissingPlanError(
+            f"{socket.gethostname()} sees no {part}, which the driver wrote: on several machines --out must be a "
+            "folder that all of them share, or a URI such as s3://bucket/folder"
+        ) from error
 
 
 def find_shard(filesystem: pafs.FileSystem, folder: str, number: int, fingerprint: str) -> ShardResult | None:
@@ -184,7 +204,24 @@ class _Folder:
         self._real_root = Path(self._root).resolve() if storage.is_local(self._filesystem) else None
 
     def read(self, row: RawRow, name: str, field: str) -> bytes | Rejection:
-        """A whole file, or why the picture it belongs to is rejected."""
+        """A whole file, or why the picture it belongs to is rejected.
+
+        Raises:
+            OSError: the store failed. That may pass: the task fails, and Ray or the same command runs it again.
+        """
+        try:
+            return self._read(row, name, field)
+        except (FileNotFoundError, PermissionError) as error:  # object stores raise them without a number
+            fault = type(error).__name__
+        except OSError as error:
+            if error.errno not in _FAULTS_OF_FILES:
+                raise
+            fault = errno.errorcode[error.errno]
+        except RuntimeError:  # how Python tells of a link that leads to itself
+            fault = "ELOOP"
+        return check.reject_row(row, self._missing, field, f"{rejections.shown(name)}: {fault}")
+
+    def _read(self, row: RawRow, name: str, field: str) -> bytes | Rejection:
         path, named = storage.join(self._root, name), rejections.shown(name)
         if self._real_root is not None and not Path(path).resolve().is_relative_to(self._real_root):
             return check.reject_row(row, Reason.UNSAFE_FILE_NAME, field, f"{named} links out of the folder")
@@ -195,48 +232,26 @@ class _Folder:
             return check.reject_row(row, self._missing, field, f"{named}: {found}")
         if (info.size or 0) > MAX_PICTURE_BYTES:
             return check.reject_row(row, Reason.PICTURE_TOO_LARGE, field, f"{info.size} bytes")
-        try:
-            return storage.read_bytes(self._filesystem, path)
-        except (FileNotFoundError, PermissionError) as error:
-            # Other failures of a store may pass: they fail the task, which Ray or the same command runs again.
-            return check.reject_row(row, self._missing, field, f"{named}: {type(error).__name__}")
+        return storage.read_bytes(self._filesystem, path)
 
 
-def _outcomes(
-    task: ShardTask, rows: list[RawRow], judge: careful.Judge
-) -> Iterator[tuple[RawRow, check.Checked | Rejection]]:
+def _outcomes(task: ShardTask, rows: list[RawRow], judge: careful.Judge) -> Iterator[check.Checked | Rejection]:
     pictures = _Folder(task.images, Reason.MISSING_PICTURE)
     labels = _Folder(task.labels, Reason.MISSING_LABELS) if task.labels else None
     maps = _Folder(task.semantic, Reason.MISSING_MAP) if task.semantic else None
-    for listed in rows:
-        row = listed
+    for row in rows:
         unsafe = check.check_file_name(row)
         if unsafe is not None:
-            yield row, unsafe
+            yield unsafe
             continue
-        if labels is not None:
-            with_labels = _labelled(row, labels)
-            if isinstance(with_labels, Rejection):
-                yield row, with_labels
-                continue
-            row = with_labels
+        found = labels.read(row, str(row.labels), "labels") if labels is not None else None
         data = pictures.read(row, str(row.file_name), "file_name")
         semantic = maps.read(row, str(row.semantic), "semantic") if maps is not None else None
-        if isinstance(data, Rejection):
-            yield row, data
+        if isinstance(found, Rejection):
+            yield found
+        elif isinstance(data, Rejection):
+            yield data
         elif isinstance(semantic, Rejection):
-            yield row, semantic
+            yield semantic
         else:
-            yield row, judge(row, data, task.rules, semantic)
-
-
-def _labelled(row: RawRow, labels: _Folder) -> RawRow | Rejection:
-    """The row with the size and the objects that its label file says."""
-    data = labels.read(row, str(row.labels), "labels")
-    if isinstance(data, Rejection):
-        return data
-    try:
-        found = cityscapes.read_labels(data, str(row.labels))
-    except cityscapes.LabelsError as error:
-        return check.reject_row(row, Reason.BAD_LABELS, "labels", f"{rejections.shown(row.labels)}: {error}")
-    return replace(row, height=found.height, width=found.width, annotations=found.objects)
+            yield judge(row, data, task.rules, semantic, found)

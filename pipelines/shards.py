@@ -75,7 +75,7 @@ def open_ipc(source: pa.NativeFile, where: str, columns: Sequence[str] | None = 
     Args:
         source: a memory map, a buffer reader or a random-access file.
         where: the file's name, for messages.
-        columns: read these columns alone; None reads all.
+        columns: read these columns alone, those that an older version has; None reads all.
 
     Raises:
         records.SchemaError: not an Arrow IPC file, truncated, inconsistent, extension types, or another
@@ -86,7 +86,7 @@ def open_ipc(source: pa.NativeFile, where: str, columns: Sequence[str] | None = 
         reader = ipc.open_file(source)
         records.check_schema(reader.schema, where)
         if columns is not None:
-            fields = [reader.schema.get_field_index(name) for name in columns]
+            fields = [reader.schema.get_field_index(name) for name in columns if name in reader.schema.names]
             reader = ipc.open_file(source, options=ipc.IpcReadOptions(included_fields=fields))
         if reader.num_record_batches > 1:
             raise records.SchemaError(f"{where} has {reader.num_record_batches} record batches, wanted one")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.manifest import ClassInfo
@@ -84,6 +84,8 @@ class Index:
 
 def as_id(value: object) -> int | None:
     """A 64-bit integer id, also from a float that is whole; None for anything else."""
+    if type(value) is int:  # nearly all are
+        return value if -_MAX_ID <= value <= _MAX_ID else None
     if isinstance(value, bool):
         return None
     if isinstance(value, float) and value.is_integer() and abs(value) <= _MAX_EXACT_FLOAT:
@@ -95,6 +97,15 @@ def id_of_name(name: str) -> int:
     """An image id for sources that have none: a hash of the name, so that it stays when pictures are added."""
     digest = hashlib.sha256(name.encode("utf-8", errors="surrogateescape")).digest()
     return int.from_bytes(digest[:8], "big") >> (64 - _ID_BITS)
+
+
+def identity_of(files: Iterable[tuple[str, int]]) -> str:
+    """The sha256 of files' names and lengths, for sources that are a listing: a file that changes makes another source.
+
+    Contents are not read for it; another picture of the same length under the same name passes for the old one.
+    """
+    joined = "\0".join(f"{name}\0{size}" for name, size in files)
+    return hashlib.sha256(joined.encode("utf-8", errors="surrogatepass")).hexdigest()
 
 
 def split(rows: Sequence[RawRow], rows_per_shard: int, seed: int, shuffle: bool) -> list[list[RawRow]]:

@@ -6,6 +6,9 @@ of store it is on.
 
 from __future__ import annotations
 
+import contextlib
+import os
+import stat
 from pathlib import Path, PurePosixPath
 
 import pyarrow as pa
@@ -27,14 +30,19 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         The file system and the path inside it, without a trailing slash.
 
     Raises:
-        StorageError: the text is empty, holds a NUL, or is a URI of a scheme that pyarrow cannot open.
+        StorageError: the text is empty, holds a NUL, is no Unicode, or is a URI of a scheme that pyarrow cannot open.
     """
     if not uri or "\0" in uri:
         raise StorageError(
             f"cannot open {uri!r}: it is not a path or URI; give a folder such as out/train or s3://bucket/train"
         )
-    if "://" not in uri:
-        return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
+    local = "" if "://" in uri else str(Path(uri).expanduser().absolute())
+    try:
+        (local or uri).encode()
+    except UnicodeEncodeError as error:
+        raise StorageError(f"cannot open {uri!a}: it is not valid Unicode; give a folder of another name") from error
+    if local:
+        return pafs.LocalFileSystem(), local
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (pa.ArrowException, OSError, NotImplementedError, ValueError) as error:
@@ -49,6 +57,12 @@ def canonical_uri(uri: str) -> str:
     if "://" in uri:
         return uri.rstrip("/")
     return open_uri(uri)[1]
+
+
+def child_uri(uri: str, *names: str) -> str:
+    """The path or URI of something below a folder; a URI's query, such as its region or endpoint, stays last."""
+    place, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
+    return "/".join((place.rstrip("/"), *names)) + mark + query
 
 
 def is_local(filesystem: pafs.FileSystem) -> bool:
@@ -104,6 +118,35 @@ def list_files(filesystem: pafs.FileSystem, folder: str, *, recursive: bool = Fa
     """
     found = filesystem.get_file_info(pafs.FileSelector(folder, recursive=recursive))
     return sorted((info for info in found if info.type == pafs.FileType.File), key=lambda info: str(info.path))
+
+
+def list_names(filesystem: pafs.FileSystem, folder: str) -> list[tuple[str, int]]:
+    """The plain files below a folder at any depth: names relative to it and bytes, sorted; links are followed.
+
+    Bytes of a local name that are not UTF-8 come as lone surrogates, as Python has them; pyarrow cannot list these.
+
+    Raises:
+        OSError: there is no such folder, or one below it cannot be read.
+    """
+    if not is_local(filesystem):
+        prefix = folder.rstrip("/") + "/"
+        return [(i.path.removeprefix(prefix), i.size or 0) for i in list_files(filesystem, folder, recursive=True)]
+    found = []
+    for place, folders, files in os.walk(folder, followlinks=True, onerror=_fail):
+        here = Path(place)
+        real = here.resolve()
+        # A link to where we came from would be followed for ever.
+        folders[:] = [f for f in folders if not ((here / f).is_symlink() and real.is_relative_to((here / f).resolve()))]
+        for name in files:
+            with contextlib.suppress(OSError):  # links that lead nowhere
+                facts = (here / name).stat()
+                if stat.S_ISREG(facts.st_mode):
+                    found.append(((here / name).relative_to(folder).as_posix(), facts.st_size))
+    return sorted(found)
+
+
+def _fail(error: OSError) -> None:
+    raise error
 
 
 def delete_file(filesystem: pafs.FileSystem, path: str) -> None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pipelines import storage, train
+from pipelines import run_file, storage
 from pipelines.sweep_results import SweepResult, Trial
 from pipelines.tracking import Tracker
 
@@ -48,7 +48,7 @@ def _nest(uri: str, parent: str, trials: Sequence[Trial]) -> None:
     client: Any = MlflowClient(tracking_uri=uri or None)
     for trial in trials:
         try:
-            _, run_id = train.tracking_of(trial.run)
+            _, run_id = run_file.tracking_of(trial.run)
         except ValueError:
             continue  # it failed before its run began
         client.set_tag(run_id, _PARENT, parent)

@@ -14,7 +14,7 @@ from typing import Any
 
 from ray import tune
 
-from pipelines import checkpoints, commit, evaluate, storage, train
+from pipelines import checkpoints, commit, evaluate, run_file, storage, train
 from pipelines.config import TrainConfig
 from pipelines.sweep_space import Dimension, chosen_settings, with_settings
 
@@ -34,6 +34,7 @@ class Plan:
         metric: that decides: loss/total, or one of the evaluation such as mask/AP.
         reports: checkpoints a trial that are measured, its last included.
         gpu: measure on a GPU.
+        is_population: trials go on from checkpoints of others, which are kept until the sweep is over.
     """
 
     base: TrainConfig
@@ -41,6 +42,7 @@ class Plan:
     metric: str
     reports: int
     gpu: bool
+    is_population: bool = False
 
     @property
     def is_measured(self) -> bool:
@@ -70,10 +72,12 @@ def trial_config(plan: Plan, choices: Mapping[str, Any], trial: str, generation:
     config = with_settings(plan.base, chosen_settings(plan.dimensions, choices))
     name = f"{trial}-{generation}" if generation else trial
     every = math.ceil(config.optim.steps / plan.reports)
+    # A trial's own retention knows neither who goes on from its checkpoints nor which one is being measured.
     execution = dataclasses.replace(
-        config.execution, checkpoint_every=every, report_every=min(config.execution.report_every, every)
-    )
-    return dataclasses.replace(config, out=f"{plan.base.out}/{name}", execution=execution)
+        config.execution, checkpoint_every=every, report_every=min(config.execution.report_every, every),
+        keep_checkpoints=0,
+    )  # fmt: skip
+    return dataclasses.replace(config, out=storage.child_uri(plan.base.out, name), execution=execution)
 
 
 def points(plan: Plan, config: TrainConfig, known: int) -> Iterator[Point]:
@@ -123,7 +127,7 @@ def measure(plan: Plan, config: TrainConfig, checkpoint: checkpoints.Checkpoint)
         evaluate.EvaluateConfig(
             checkpoint=checkpoint.uri,
             data=config.val,
-            out=f"{config.out}/evaluations/step-{checkpoint.step:08d}",
+            out=storage.child_uri(config.out, f"evaluations/step-{checkpoint.step:08d}"),
             workers=1,
             gpu=plan.gpu,
         )
@@ -146,7 +150,7 @@ def _logged(config: TrainConfig, metric: str, step: int) -> float:
     """
     from mlflow.tracking import MlflowClient  # noqa: PLC0415 -- takes seconds
 
-    uri, run_id = train.tracking_of(config.out)
+    uri, run_id = run_file.tracking_of(config.out)
     client, end = MlflowClient(tracking_uri=uri or None), time.monotonic() + _LOGGED_WITHIN_S
     while True:
         # The workers' metrics take another way than their checkpoints, and may come later.
@@ -178,6 +182,14 @@ def run_trial(plan: Plan, choices: Mapping[str, Any]) -> None:
                 {"metric": point.value, "report": len(history), "samples": point.samples, "run": config.out},
                 checkpoint=tune.Checkpoint.from_directory(folder),
             )
+    if history and not plan.is_population:
+        checkpoints.retain(config.out, plan.base.execution.keep_checkpoints, {best_of(plan, history).step})
+
+
+def best_of(plan: Plan, history: list[Point]) -> Point:
+    """The best point of a trial that has any."""
+    sign = -1 if plan.metric.startswith("loss/") else 1
+    return max(history, key=lambda point: sign * point.value)
 
 
 def _start(plan: Plan, choices: Mapping[str, Any], trial: str, given: Any) -> tuple[TrainConfig, list[Point]]:
@@ -188,7 +200,7 @@ def _start(plan: Plan, choices: Mapping[str, Any], trial: str, given: Any) -> tu
     with given.as_directory() as folder:
         pointer = json.loads((Path(folder) / _POINTER).read_text())
     history = [Point(**point) for point in pointer["history"]]
-    own = f"{plan.base.out}/{trial}"
+    own = storage.child_uri(plan.base.out, trial)
     if pointer["run"] == own or pointer["run"].startswith(f"{own}-"):
         generation = int(pointer["run"].removeprefix(own).removeprefix("-") or 0)
         config = trial_config(plan, choices, trial, generation)

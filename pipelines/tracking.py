@@ -2,17 +2,23 @@
 
 import json
 import logging
+import os
 import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
-_LOG = logging.getLogger(__name__)
+from pipelines.courier import Courier
+
+T = TypeVar("T")
 _EXPERIMENT = "maskray"
 _SQLITE = "sqlite:///"
 _FORBIDDEN = re.compile(r"[^\w\-. :/]")  # in names of metrics, such as those of classes
+# A request that is not answered is given up after ten seconds and made twice at most; MLflow would try for ten minutes.
+_PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
+_START_S, _ASK_S, _FLUSH_S = 60.0, 120.0, 30.0
 _PARAM_LIMIT = 6000  # characters of a value that every MLflow store accepts
 
 
@@ -44,7 +50,7 @@ class TrackedDataset(NamedTuple):
 
 
 class Tracker:
-    """One MLflow run.
+    """One MLflow run. What it is told is passed on by a thread: a server that is slow or gone costs no training a step.
 
     Attributes:
         uri: the tracking server or database.
@@ -52,7 +58,7 @@ class Tracker:
     """
 
     def __init__(self, uri: str, run_id: str | None, name: str) -> None:
-        """Start a run, or go on with `run_id`.
+        """Start a run, or take the one with `run_id` as it is.
 
         Args:
             uri: tracking server, ``sqlite:///...`` database, or empty for MLflow's own default.
@@ -60,32 +66,33 @@ class Tracker:
             name: of a new run.
         """
         self.uri, self.run_id, self._client = uri, run_id or "", None
+        for variable, value in _PATIENCE.items():
+            os.environ.setdefault(variable, value)
+        self._courier = Courier()
 
-        def start() -> None:
+        def start() -> tuple[Any, str]:
             # Imported here: it takes seconds, and only a driver that tracks needs it.
             logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
             logging.getLogger("alembic").setLevel(logging.WARNING)
             from mlflow.tracking import MlflowClient
 
             client: Any = MlflowClient(tracking_uri=uri or None)
-            if not self.run_id:
-                found = client.get_experiment_by_name(_EXPERIMENT)
-                # Beside a local database rather than in the working directory.
-                place = str(Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts") if uri.startswith(_SQLITE) else None
-                experiment = found.experiment_id if found else client.create_experiment(_EXPERIMENT, place)
-                self.run_id = client.create_run(experiment, run_name=name).info.run_id
-            else:
-                client.update_run(self.run_id, status="RUNNING")
-            self._client = client
+            if run_id:
+                client.get_run(run_id)
+                return client, run_id
+            found = client.get_experiment_by_name(_EXPERIMENT)
+            # Beside a local database rather than in the working directory.
+            place = str(Path(uri.removeprefix(_SQLITE)).parent / "mlartifacts") if uri.startswith(_SQLITE) else None
+            experiment = found.experiment_id if found else client.create_experiment(_EXPERIMENT, place)
+            return client, client.create_run(experiment, run_name=name).info.run_id
 
-        self._guard("start", start)
+        started = self._courier.ask("start", start, _START_S)
+        if started is not None:
+            self._client, self.run_id = started
 
-    def _guard(self, what: str, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except Exception as error:
-            # Whatever a tracking server does must not cost the training that reports to it.
-            _LOG.warning("tracking: could not %s (%s); the run goes on untracked there", what, error)
+    def begin(self) -> None:
+        """Mark the run as going on, where it had ended."""
+        self._tell("resume", lambda client: client.update_run(self.run_id, status="RUNNING"))
 
     def parameters(self, config: Mapping[str, Any]) -> None:
         """Log nested settings once."""
@@ -97,25 +104,23 @@ class Tracker:
             for first in range(0, len(rows), 100):
                 client.log_batch(self.run_id, params=rows[first : first + 100])
 
-        self._with_client("log parameters", log)
+        self._tell("log parameters", log)
 
     def metrics(self, values: Mapping[str, float], step: int) -> None:
         """Log numbers at a step."""
+        now = int(time.time() * 1000)
 
         def log(client: Any) -> None:
             from mlflow.entities import Metric
 
-            now = int(time.time() * 1000)
             rows = [Metric(_FORBIDDEN.sub("_", name), value, now, step) for name, value in values.items()]
             client.log_batch(self.run_id, metrics=rows)
 
-        self._with_client("log metrics", log)
+        self._tell("log metrics", log)
 
     def metric_names(self) -> list[str]:
         """Every metric that was logged, sorted."""
-        names: list[str] = []
-        self._with_client("read metrics", lambda client: names.extend(client.get_run(self.run_id).data.metrics))
-        return sorted(names)
+        return sorted(self._ask("read metrics", lambda client: list(client.get_run(self.run_id).data.metrics)) or ())
 
     def inputs(self, datasets: Sequence[TrackedDataset]) -> None:
         """Log the data sets a run reads, once."""
@@ -131,7 +136,7 @@ class Tracker:
                 rows.append(DatasetInput(made, [InputTag("mlflow.data.context", data.context)]))
             client.log_inputs(self.run_id, rows)
 
-        self._with_client("log inputs", log)
+        self._tell("log inputs", log)
 
     def file(self, folder: str, name: str, content: bytes) -> None:
         """Keep a file with the run, in a folder of its artifacts (empty: at their top)."""
@@ -142,7 +147,7 @@ class Tracker:
                 path.write_bytes(content)
                 client.log_artifact(self.run_id, str(path), folder or None)
 
-        self._with_client(f"keep {name}", log)
+        self._tell(f"keep {name}", log)
 
     def register(self, name: str, folder: str, checkpoint: str) -> str:
         """Make a folder of the run's artifacts the next version of a registered model; its number, or empty.
@@ -151,9 +156,8 @@ class Tracker:
 
         The version is its plain files: nothing is pickled, and `models:/NAME/VERSION` downloads them as they are.
         """
-        made: list[str] = []
 
-        def register(client: Any) -> None:
+        def register(client: Any) -> str:
             from mlflow.exceptions import MlflowException
 
             try:
@@ -163,30 +167,37 @@ class Tracker:
                     raise
             for version in client.search_model_versions(f"name='{name}'"):
                 if version.run_id == self.run_id and version.tags.get("checkpoint") == checkpoint:
-                    made.append(str(version.version))
-                    return
+                    return str(version.version)
             source = f"{client.get_run(self.run_id).info.artifact_uri}/{folder}"
             tags = {"checkpoint": checkpoint}
-            made.append(str(client.create_model_version(name, source, self.run_id, tags=tags).version))
+            return str(client.create_model_version(name, source, self.run_id, tags=tags).version)
 
-        self._with_client(f"register {name}", register)
-        return made[0] if made else ""
+        return self._ask(f"register {name}", register) or ""
 
     def history(self, name: str) -> list[tuple[int, float]]:
         """(step, value) of a metric over all restarts, in order."""
-        rows: list[tuple[int, float]] = []
 
-        def read(client: Any) -> None:
-            rows.extend((row.step, row.value) for row in client.get_metric_history(self.run_id, name))
+        def read(client: Any) -> list[tuple[int, float]]:
+            return [(row.step, row.value) for row in client.get_metric_history(self.run_id, name)]
 
-        self._with_client("read metrics", read)
-        return sorted(dict(rows).items())
+        return sorted(dict(self._ask("read metrics", read) or ()).items())
 
     def finish(self, status: str) -> None:
-        """Close the run as FINISHED, FAILED or KILLED."""
-        self._with_client("finish", lambda client: client.set_terminated(self.run_id, status=status))
+        """Close the run as FINISHED, FAILED or KILLED, once what it was told has arrived or seconds have passed."""
 
-    def _with_client(self, what: str, action: Callable[[Any], None]) -> None:
+        def end(client: Any) -> None:
+            # A run that ended before keeps the time at which it did.
+            if client.get_run(self.run_id).info.status != status:
+                client.set_terminated(self.run_id, status=status)
+
+        self._tell("finish", end)
+        self._courier.close(_FLUSH_S)
+
+    def _tell(self, what: str, action: Callable[[Any], object]) -> None:
         client = self._client
         if client is not None:
-            self._guard(what, lambda: action(client))
+            self._courier.tell(what, lambda: action(client))
+
+    def _ask(self, what: str, action: Callable[[Any], T]) -> T | None:
+        client = self._client
+        return None if client is None else self._courier.ask(what, lambda: action(client), _ASK_S)

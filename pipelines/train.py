@@ -3,26 +3,23 @@
 import dataclasses
 import json
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from model.config import PoolOperation
 from model.settings import override, to_dict
-from pipelines import checkpoints, commit, storage
-from pipelines.coco_metrics import STAT_NAMES
+from pipelines import checkpoints, storage
 from pipelines.config import TrainConfig, batch_shares, default_ratio
+from pipelines.dataset import Dataset
 from pipelines.evaluate import Evaluation
+from pipelines.holdout import knows_what_it_saw
 from pipelines.launch import launch
 from pipelines.manifest import ClassInfo, Manifest
 from pipelines.optim import resolve_schedule
+from pipelines.run_file import RunConflictError, RunFile, Tracking, claim, settings_of
+from pipelines.shard_cache import ShardCache
 from pipelines.tracking import TrackedDataset, Tracker
-from pipelines.validation import Measurements, values_of
-
-_RUN_FILE = "run.json"
-_KIND = "run"
-_FORMAT_VERSION = 1
-
-
-class RunConflictError(ValueError):
-    """The output folder holds another run, or the data do not fit together."""
+from pipelines.train_feed import epoch_samples
+from pipelines.validation import Measurements, check_metric, values_of
 
 
 class TrainResult(NamedTuple):
@@ -69,69 +66,46 @@ def _require_labels(manifests: Mapping[str, Manifest]) -> None:
             )
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
-    found = []
-    for name in sorted(old.keys() | new.keys()):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, dict) and isinstance(after, dict):
-            found += _differences(before, after, f"{prefix}{name}.")
-        elif before != after:
-            found.append(f"{prefix}{name} was {before!r}, is {after!r}")
-    return found
+def _with_window(config: TrainConfig, manifests: Mapping[str, Manifest]) -> TrainConfig:
+    """The run with the shuffle window it began with; a new one's follows from its data and this machine's cache.
 
-
-def _claim(config: TrainConfig, manifests: Mapping[str, Manifest]) -> tuple[str, dict[str, Any]]:
-    """Make the folder this run's, or find that it is already; returns the run's identity and what is on file."""
-    identity = {"config": config.identity(), "data": [manifests[uri].hash for uri in config.train]}
-    filesystem, folder = storage.open_uri(config.out)
-    path = storage.join(folder, _RUN_FILE)
-    body = {"identity": identity, "train": list(config.train), "tracking": {}}
-    if not storage.is_file(filesystem, path):
-        if storage.is_folder(filesystem, folder) and storage.list_files(filesystem, folder):
-            raise RunConflictError(f"{config.out} holds other files and no training run: choose another --out")
-        commit.write_file(filesystem, path, commit.sealed(_KIND, _FORMAT_VERSION, body), exclusive=True)
-        return path, body
-    try:
-        found = commit.unsealed(storage.read_bytes(filesystem, path), _KIND, _FORMAT_VERSION)
-        differences = _differences(found["identity"], identity)
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunConflictError(f"{path} is damaged ({error}): choose another --out") from error
-    if differences:
-        raise RunConflictError(
-            f"{config.out} holds a run with other settings ({'; '.join(differences[:5])}"
-            f"{' ...' if len(differences) > 5 else ''}): repeat its command to go on with it, or choose another --out"
-        )
-    return path, found
-
-
-def tracking_of(run: str) -> tuple[str, str]:
-    """Tracking URI and MLflow run id of a training run.
-
-    Raises:
-        RunConflictError: the folder holds no run, or its file is damaged.
+    Only where none was asked for, and for remote data sets: local ones are mapped where they are.
     """
-    filesystem, folder = storage.open_uri(run)
-    path = storage.join(folder, _RUN_FILE)
-    if not storage.is_file(filesystem, path):
-        raise RunConflictError(f"{run} holds no training run: give the --out of `maskray train`")
-    try:
-        tracking = commit.unsealed(storage.read_bytes(filesystem, path), _KIND, _FORMAT_VERSION)["tracking"]
-        return str(tracking["uri"]), str(tracking["run_id"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunConflictError(f"{path} is damaged or its run never started ({error}): train again") from error
+    remote = [manifest for uri, manifest in manifests.items() if not storage.is_local(storage.open_uri(uri)[0])]
+    if config.shuffle_window or not remote:
+        return config
+    begun = settings_of(config.out)
+    if begun is not None:
+        window = int(begun.get("shuffle_window", 0))
+    else:
+        window = ShardCache.from_environment().window([[s.bytes for s in m.shards] for m in remote])
+    return dataclasses.replace(config, shuffle_window=window)
 
 
-def _check_evaluation(config: TrainConfig) -> None:
+def _check_evaluation(config: TrainConfig, classes: tuple[ClassInfo, ...]) -> None:
     evaluation = config.evaluation
-    kind, _, name = evaluation.metric.partition("/")
-    if kind not in ("box", "mask") or name not in STAT_NAMES:
-        raise ValueError(
-            f"evaluation.metric must be box/ or mask/ and one of {', '.join(STAT_NAMES)}, got {evaluation.metric!r}"
-        )
+    check_metric(config.metric, config.detector, classes)
     if evaluation.every and not config.val:
         raise ValueError("evaluation.every needs --val: give a prepared data set to measure on")
     if evaluation.patience and not evaluation.every:
         raise ValueError("evaluation.patience needs evaluation.every: without measurements nothing ends a run early")
+
+
+def _check_determinism(config: TrainConfig) -> None:
+    """Refuse what would fail in its first step: gradients of torchvision's that have one form alone on a GPU."""
+    detector = config.detector
+    if not (config.deterministic and config.execution.gpu):
+        return
+    without = {
+        "detector.pooler.operation=pool": detector.pooler.operation is PoolOperation.POOL,
+        "detector.backbone.deformable_stages": bool(detector.backbone.deformable_stages),
+    }
+    for name, is_used in without.items():
+        if is_used:
+            raise ValueError(
+                f"--deterministic on GPUs cannot train with {name}: its gradient has no deterministic form there; "
+                "leave one of the two out, or train on CPUs"
+            )
 
 
 def _require_same_pictures(config: TrainConfig) -> None:
@@ -141,6 +115,16 @@ def _require_same_pictures(config: TrainConfig) -> None:
             raise RunConflictError(
                 f"{config.rpn_from} takes pictures with {name} {getattr(other, name)}, this detector with "
                 f"{getattr(ours, name)}: choose --rpn-from a detector of the same pictures"
+            )
+
+
+def _require_records(config: TrainConfig) -> None:
+    for name in ("init", "rpn_from"):
+        uri = getattr(config, name)
+        if uri and not knows_what_it_saw(checkpoints.load(uri)):
+            raise RunConflictError(
+                f"{uri} does not say which pictures it was trained on, so holding some out would prove nothing: leave "
+                f"out --holdout, or --{name.replace('_', '-')}"
             )
 
 
@@ -156,10 +140,11 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
     for name in ("train", "out"):
         if not getattr(config, name):
             raise ValueError(f"training needs --{name}: give {'prepared data sets' if name == 'train' else 'a folder'}")
-    _check_evaluation(config)
     manifests = {uri: Manifest.load(uri) for uri in config.train}
     _require_labels(manifests)
     classes = _classes_of(config, manifests)
+    _check_evaluation(config, classes)
+    _check_determinism(config)
     if config.init:
         known = checkpoints.load(config.init).classes
         if known != classes:
@@ -167,28 +152,35 @@ def resolve(config: TrainConfig) -> tuple[TrainConfig, dict[str, Manifest], tupl
                 f"the checkpoint {config.init} has the classes {[info.name for info in known]}, the data "
                 f"{[info.name for info in classes]}: train on data with the checkpoint's classes, or leave out --init"
             )
+    if config.holdout:
+        _require_records(config)
     if config.rpn_from:
         config = override(config, "detector.separate_rpn", True)
         _require_same_pictures(config)
     sizes = [manifests[uri].rows_written for uri in config.train]
     ratio = config.ratio or default_ratio(sizes, [manifests[uri].is_pseudo for uri in config.train])
-    trained_on = sizes[0] - round(config.holdout * sizes[0])
-    optim = resolve_schedule(config.optim, trained_on, batch_shares(config.optim.batch, ratio)[0])
+    an_epoch = epoch_samples(config, Dataset(config.train[0]))
+    optim = resolve_schedule(config.optim, an_epoch, batch_shares(config.optim.batch, ratio)[0])
     return dataclasses.replace(override(config, "detector.num_classes", len(classes)), optim=optim), manifests, classes
 
 
-def _plan(given: TrainConfig, resolved: TrainConfig, manifests: Mapping[str, Manifest]) -> str:
+def _plan(given: TrainConfig, resolved: TrainConfig) -> str:
     """What will be done, for people: length, batch, workers and the learning rate, with where it comes from."""
     optim, execution = resolved.optim, resolved.execution
-    pictures = sum(manifest.rows_written for manifest in manifests.values())
+    sets = [Dataset(uri) for uri in resolved.train]
+    pictures = sum(epoch_samples(resolved, dataset) for dataset in sets)
     workers = f"{execution.min_workers} to {execution.workers}" if execution.min_workers else f"{execution.workers}"
     rate = f"learning rate {optim.learning_rate:g}"
     if given.optim.reference_batch not in (0, optim.batch):
         rate += f" ({given.optim.learning_rate:g} x {optim.batch}/{given.optim.reference_batch})"
+    shares = ""
+    if len(sets) > 1:
+        ratio = resolved.ratio or default_ratio([len(d) for d in sets], [d.manifest.is_pseudo for d in sets])
+        shares = f" ({' : '.join(map(str, batch_shares(optim.batch, ratio)))} of the training sets)"
     parts = f" in {execution.accumulate} parts" if execution.accumulate > 1 else ""
     return (
-        f"{optim.steps} steps of {optim.batch} pictures{parts}, {optim.steps * optim.batch / pictures:.3g} epochs of "
-        f"{pictures} pictures, {workers} workers, {rate}"
+        f"{optim.steps} steps of {optim.batch} pictures{shares}{parts}, "
+        f"{optim.steps * optim.batch / pictures:.3g} epochs of {pictures} pictures, {workers} workers, {rate}"
     )
 
 
@@ -221,20 +213,16 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
     """
     given = _with_full_places(config)
     config, manifests, classes = resolve(given)
+    config = _with_window(config, manifests)
     if say:
-        say(_plan(given, config, manifests))
-    path, on_file = _claim(config, manifests)
-    last = checkpoints.latest(config.out)
-    done = last.step if last else 0
-    tracker = Tracker(config.tracking_uri, on_file["tracking"].get("run_id"), config.out.rsplit("/", 1)[-1])
-    if not on_file["tracking"]:
-        _describe(tracker, config, manifests)
-        on_file["tracking"] = {"uri": config.tracking_uri, "run_id": tracker.run_id}
-        data = commit.sealed(_KIND, _FORMAT_VERSION, on_file)
-        commit.write_file(storage.open_uri(config.out)[0], path, data)
+        say(_plan(given, config))
+    on_file = claim(config, [manifests[uri].hash for uri in config.train])
+    done = max(checkpoints.steps(config.out), default=0)
+    tracker = _tracker(config, on_file, manifests, say)
     status = "FAILED"
     try:
         if done < config.optim.steps and not _is_over(config):
+            tracker.begin()
             launch(config, classes, tracker)
         status = "FINISHED"
     except KeyboardInterrupt:
@@ -243,11 +231,30 @@ def run(config: TrainConfig, say: Callable[[str], None] | None = None) -> TrainR
     finally:
         tracker.finish(status)
     final = checkpoints.load(config.out)
-    best = Measurements(config.out, config.evaluation.metric).best
+    best = Measurements(config.out, config.metric).best
     chosen = final if best is None else checkpoints.at_step(config.out, best)
     version = _register(tracker, config.register, chosen) if config.register else ""
     best_uri = "" if best is None else chosen.uri
     return TrainResult(final.uri, best_uri, final.step, tracker.uri, tracker.run_id, version)
+
+
+def _tracker(
+    config: TrainConfig, on_file: RunFile, manifests: Mapping[str, Manifest], say: Callable[[str], None] | None
+) -> Tracker:
+    """The run's tracker: that of its earlier attempts, unless there is none or it is to be tracked elsewhere now."""
+    before = on_file.tracking
+    here = before.run_id if before.uri == config.tracking_uri else ""
+    tracker = Tracker(config.tracking_uri, here, config.out.rsplit("/", 1)[-1])
+    if not here:
+        _describe(tracker, config, manifests)
+        if before.run_id and say:
+            say(
+                f"tracked as a new run at {config.tracking_uri or 'the default place'}: what came before stays in run "
+                f"{before.run_id} at {before.uri or 'the default place'}"
+            )
+    if tracker.run_id:
+        on_file.track(Tracking(config.tracking_uri, tracker.run_id))
+    return tracker
 
 
 def _describe(tracker: Tracker, config: TrainConfig, manifests: Mapping[str, Manifest]) -> None:
@@ -271,12 +278,13 @@ def _register(tracker: Tracker, name: str, chosen: checkpoints.Checkpoint) -> st
 def _is_over(config: TrainConfig) -> bool:
     """Whether an earlier attempt ended the run early."""
     patience = config.evaluation.patience
-    return bool(patience) and Measurements(config.out, config.evaluation.metric).since_best >= patience
+    return bool(patience) and Measurements(config.out, config.metric).since_best >= patience
 
 
 def log_evaluation(result: TrainResult, found: Evaluation, step: int) -> None:
     """Add the final checkpoint's AP to the run's tracking."""
     tracker = Tracker(result.tracking_uri, result.tracking_run, "")
-    parts = {kind: part for kind, part in (("box", found.box), ("mask", found.mask)) if part}
+    measured = (("box", found.box), ("mask", found.mask), ("keypoints", found.keypoints))
+    parts = {kind: part for kind, part in measured if part}
     tracker.metrics({f"val/{name}": value for name, value in values_of(parts).items()}, step)
     tracker.finish("FINISHED")

@@ -10,14 +10,19 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from pipelines import checkpoints
 from pipelines.config import TrainConfig, batch_shares, default_ratio
 from pipelines.dataset import Dataset
-from pipelines.holdout import IntArray, held_out_ids
+from pipelines.holdout import TRAINED_ON, IntArray, held_out_by, held_out_ids, knows_what_it_saw, merged
 from pipelines.loading import Batch, Source, TrainBatches, stream
-from pipelines.order import Position
+from pipelines.order import Position, epoch_length
 from pipelines.sampling import repeats
 from pipelines.train_state import Part
 from pipelines.transforms import Wanted
+
+
+class LoaderKilledError(RuntimeError):
+    """A loader process was killed, as a rule by the machine for its memory; the message names the pictures."""
 
 
 class Place(NamedTuple):
@@ -56,6 +61,42 @@ class WorkerBatches(TrainBatches):
         step, part = divmod(item, self.parts)
         return super().positions(step)[self._worker + self._workers * part :: self._workers * self.parts]
 
+    def __getitem__(self, item: int) -> Batch:
+        """Build a part.
+
+        Raises:
+            MemoryError: there is not enough memory; the message names the pictures.
+        """
+        try:
+            return super().__getitem__(item)
+        except Exception as error:
+            if not _is_for_memory(error):
+                raise
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise MemoryError(
+                f"too little memory to build the batch of {self.described(item)} ({reason}): lower "
+                "execution.loader_processes or optim.batch, or leave such pictures out"
+            ) from error
+
+    def described(self, item: int) -> str:
+        """The pictures of a part, for people."""
+        ids, largest = [], (0, 0)
+        for number, place in self.positions(item):
+            dataset = self._sources[number].dataset
+            ids.append(int(dataset.image_ids[place.index]))
+            height, width = (int(side) for side in dataset.sizes_hw[place.index])
+            largest = max(largest, (height, width), key=lambda size: size[0] * size[1])
+        return f"pictures {ids}, of up to {largest[0]} x {largest[1]} pixels"
+
+
+def _is_for_memory(error: BaseException | None) -> bool:
+    """Whether an error is numpy's, Pillow's or torch's for memory, or was raised from one."""
+    while error is not None:
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+            return True
+        error = error.__cause__
+    return False
+
 
 def _is_pseudo(source: Source) -> bool:
     return source.dataset.manifest.is_pseudo
@@ -68,9 +109,21 @@ def held_out(config: TrainConfig, dataset: Dataset) -> IntArray:
 
 
 def trained_on(config: TrainConfig) -> dict[str, Tensor]:
-    """Ids of the pictures held out, by hash of each training set; what a checkpoint keeps as `TRAINED_ON`."""
+    """Ids of the pictures held out, by hash of each training set; what a checkpoint keeps as `TRAINED_ON`.
+
+    The sets of the checkpoints that the weights come from are among them. A run that goes on keeps its record; one that
+    begins with a checkpoint without a record has none.
+    """
+    last = checkpoints.latest(config.out)
+    if last is not None:
+        return checkpoints.load_extra(last, TRAINED_ON)
+    earlier = [checkpoints.load(uri) for uri in (config.init, config.rpn_from) if uri]
+    if not all(map(knows_what_it_saw, earlier)):
+        return {}
     sets = [Dataset(uri) for uri in config.train]
-    return {dataset.manifest.hash: torch.from_numpy(held_out(config, dataset)) for dataset in sets}
+    own = {dataset.manifest.hash: frozenset(held_out(config, dataset).tolist()) for dataset in sets}
+    known = merged([own, *map(held_out_by, earlier)])
+    return {key: torch.tensor(sorted(ids), dtype=torch.int64) for key, ids in known.items()}
 
 
 def _repeats(config: TrainConfig, dataset: Dataset) -> npt.NDArray[np.float64] | None:
@@ -80,6 +133,12 @@ def _repeats(config: TrainConfig, dataset: Dataset) -> npt.NDArray[np.float64] |
         return factors
     known = np.ones(len(dataset)) if factors is None else factors
     return np.where(np.isin(dataset.image_ids, left_out), 0.0, known)
+
+
+def epoch_samples(config: TrainConfig, dataset: Dataset) -> int:
+    """Samples of a training set in an epoch, after what is held out, left out and repeated."""
+    factors = _repeats(config, dataset)
+    return len(dataset) if factors is None else epoch_length(factors)
 
 
 def build_batches(config: TrainConfig, place: Place) -> WorkerBatches:
@@ -120,6 +179,7 @@ class Feed:
         pin = place.device.type == "cuda"
         processes = config.execution.loader_processes
         self._source = stream(self._batches, first * parts, steps * parts, processes, pin)
+        self._item, self._ahead = first * parts, max(1, processes)
         self._parts, self._weight = parts, place.world / config.optim.batch
         self._device = place.device
         self.epoch_of = self._batches.epoch_of
@@ -130,8 +190,20 @@ class Feed:
         self.waited_s, self.image_ids = 0.0, []
         for _ in range(self._parts):
             asked = time.monotonic()
-            batch: Batch = next(self._source)
+            batch = self._next()
             self.waited_s += time.monotonic() - asked
             self.image_ids += batch.image_ids.tolist()
             moved: Batch = to_device(batch, self._device)
             yield Part(moved.images, moved.targets, len(batch.image_ids) * self._weight)
+
+    def _next(self) -> Batch:
+        try:
+            batch: Batch = next(self._source)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error) or "killed" not in str(error):
+                raise
+            items = range(self._item, self._item + self._ahead)
+            built = "; ".join(self._batches.described(item) for item in items)
+            raise LoaderKilledError(f"{' '.join(str(error).split())} It was building one of: {built}") from error
+        self._item += 1
+        return batch

@@ -10,8 +10,8 @@ import torch
 
 from pipelines.inbox import Failure
 from pipelines.loop import Job, Supervisor, TrainingError, fit
-from pipelines.train_feed import Place
-from pipelines.watchdog import Beat
+from pipelines.train_feed import LoaderKilledError, Place
+from pipelines.watchdog import DONE, Beat
 
 _BEAT_S = 1.0
 # A store, a network or a peer may be well again at the next try; a wrong value or too small a memory never is.
@@ -45,13 +45,16 @@ class Wire(Supervisor):
         return self._stop
 
     def close(self) -> None:
-        """Stop beating."""
+        """Stop beating, with a last beat that says so."""
         self._over.set()
+        self._inbox.beat.remote(self._beat._replace(phase=DONE))
 
     def _keep_beating(self) -> None:
         while not self._over.is_set():
             try:
                 self._stop = ray.get(self._inbox.beat.remote(self._beat), timeout=30)
+            except ray.exceptions.GetTimeoutError:
+                continue  # slow, not gone: a worker that stops beating for it would be taken for a dead one
             except ray.exceptions.RayError:
                 return  # the driver is gone, and soon this worker
             self._over.wait(_BEAT_S)
@@ -79,10 +82,13 @@ def train_worker(raw: dict[str, Any]) -> int:
 
 def failure_of(error: Exception, rank: int) -> Failure:
     """What to tell the driver of an error, and whether it is certain to come back."""
-    text = " ".join(str(error).split()) or "no reason given"
+    lines = str(error).strip().splitlines() or ["no reason given"]
+    if lines[0].startswith("Caught ") and "DataLoader worker" in lines[0]:
+        lines = [lines[-1].removeprefix(f"{type(error).__name__}: ")]  # what it says before is a traceback
+    text = " ".join(" ".join(lines).split())
     if isinstance(error, TrainingError):
         return Failure(rank, text, certain=True)
-    if "DataLoader worker" in text and "killed" in text:
+    if isinstance(error, LoaderKilledError):
         return Failure(
             rank, f"worker {rank} lost a loader process, most likely to the machine's memory limit ({text}): lower "
             "execution.loader_processes or optim.batch", certain=False,

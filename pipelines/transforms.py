@@ -84,12 +84,12 @@ class _Object(NamedTuple):
 
 
 def picture_tensor(record: Record) -> Tensor:
-    """The decoded, upright picture uint8 [3, H, W], RGB.
+    """The decoded, upright picture uint8 [3, H, W], RGB; of any size that was accepted when the data were prepared.
 
     Raises:
         DecodeError: the bytes are not a picture that can be decoded.
     """
-    return torch.from_numpy(decode_rgb_fast(record.image)).permute(2, 0, 1)
+    return torch.from_numpy(decode_rgb_fast(record.image, record.height * record.width)).permute(2, 0, 1)
 
 
 def mirrored(names: Sequence[str]) -> tuple[int, ...]:
@@ -114,7 +114,7 @@ def transform(
     """Decode a record and place it at random.
 
     Crowds, ignored regions, objects under a pixel and objects that a crop leaves nothing of are no objects of the
-    sample. The box of an object that a crop cuts is the box of what is left of its mask.
+    sample. Boxes end where the picture does; that of an object that a crop cuts is the box of what is left of its mask.
 
     Args:
         record: the picture and its objects.
@@ -149,8 +149,9 @@ def transform(
 def _object(instance: Instance, record: Record, placement: Placement) -> _Object | None:
     """An object on the placed picture; None where too little of it is left."""
     box = placement.box(instance.box_xyxy)
-    is_cut = placement.crops and bool((box != _clipped(box, placement)).any())
-    shown = _clipped(box, placement) if is_cut else box
+    # Clipped always, as every framework of origin does: annotated boxes may reach outside of their picture.
+    shown = _clipped(box, placement)
+    is_cut = placement.crops and bool((box != shown).any())
     if not _is_visible(shown):
         return None
     mask = _mask_crop(instance, record, placement)
@@ -201,4 +202,4 @@ def _keypoints(
 def _semantic(record: Record, placement: Placement) -> npt.NDArray[np.uint8]:
     if record.semantic is None:
         return np.full(placement.size_hw, UNKNOWN_CLASS, np.uint8)
-    return placement.values(decode_map(record.semantic))
+    return placement.values(decode_map(record.semantic, record.height * record.width))

@@ -117,7 +117,7 @@ def base_run(config: TuneConfig) -> TrainConfig:
     settings: dict[str, Any] = {
         "train": [storage.canonical_uri(uri) for uri in config.train],
         "val": storage.canonical_uri(config.val) if config.val else "",
-        "out": f"{out}/trials",
+        "out": storage.child_uri(out, "trials"),
         "seed": config.seed,
         "tracking_uri": config.tracking_uri or database,
         "execution.workers": config.workers,
@@ -144,8 +144,9 @@ def plan_of(config: TuneConfig, name: str) -> Plan:
     # What cannot be searched is refused here, before Ray starts and the folder is claimed.
     space(dimensions, config.algorithm)
     searcher(config.algorithm, config.mode, config.seed, 1)
-    train.resolve(dataclasses.replace(base, out=f"{base.out}/check"))
-    return Plan(base, dimensions, config.metric, config.reports, config.gpu)
+    train.resolve(dataclasses.replace(base, out=storage.child_uri(base.out, "check")))
+    is_population = config.scheduler is Scheduler.PBT
+    return Plan(base, dimensions, config.metric, config.reports, config.gpu, is_population)
 
 
 class Estimate(NamedTuple):
@@ -250,6 +251,6 @@ def run(config: TuneConfig, name: str, say: Say) -> SweepResult:
 def _trial(plan: Plan, found: Any) -> Trial:
     """A trial as Ray Tune tells of it, with what it left in its folder."""
     trial_id = str(found.metrics.get("trial_id") or found.path.rsplit("/", 1)[-1])
-    run = str(found.metrics.get("run") or f"{plan.base.out}/{trial_id}")
+    run = str(found.metrics.get("run") or storage.child_uri(plan.base.out, trial_id))
     error = (str(found.error).strip().splitlines() or ["unknown"])[-1] if found.error else ""
     return load_trial(trial_id, run, found.config or {}, error)

@@ -154,7 +154,9 @@ def mask_loss(logits: Tensor, targets: SampledRoIs, masks: PackedMasks, config: 
     if config.activation is MaskActivation.SOFTMAX:
         background = logits.shape[1] - 1
         classes = torch.where(wanted >= 0.5, labels.clamp(max=background)[:, None, None], background)
-        loss = F.cross_entropy(logits.float(), classes, reduction="none")
+        # As a list of cells: on maps the loss has no deterministic form on a GPU.
+        cells = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
+        loss = F.cross_entropy(cells, classes.flatten(), reduction="none").view(classes.shape)
     else:
         own = _own_channel(logits, labels).float()
         loss = F.binary_cross_entropy_with_logits(own, wanted, reduction="none")

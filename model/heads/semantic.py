@@ -57,5 +57,7 @@ class SemanticHead(nn.Module):
         step = _FINEST_STRIDE << config.fusion_level
         wanted = semantic[:, ::step, ::step].to(torch.int64)
         wanted = torch.where(wanted == config.ignore_label, _UNKNOWN, wanted)
-        loss = F.cross_entropy(logits.float(), wanted, reduction="none", ignore_index=_UNKNOWN)
+        # As a list of cells: on maps the loss has no deterministic form on a GPU.
+        cells = logits.float().permute(0, 2, 3, 1).flatten(0, 2)
+        loss = F.cross_entropy(cells, wanted.flatten(), reduction="none", ignore_index=_UNKNOWN)
         return loss.mean() * config.loss_weight

@@ -16,11 +16,11 @@ def torchvision_mask_rcnn_r50_fpn() -> DetectorConfig:
 
 
 def torchvision_mask_rcnn_r50_fpn_v2() -> DetectorConfig:
-    """maskrcnn_resnet50_fpn_v2: batch norms that learn, two RPN convolutions, a box head of four convolutions.
+    """maskrcnn_resnet50_fpn_v2: norms over all training workers, two RPN convolutions, a box head of four.
 
     The statistics of the frozen stages move all the same, as they do there.
     """
-    config = with_norm(torchvision(), Norm.BATCH)
+    config = with_norm(torchvision(), Norm.SYNC)
     return replace(
         config, backbone=replace(config.backbone, frozen_statistics=False), rpn=replace(config.rpn, num_convs=2)
     )

@@ -91,7 +91,11 @@ class HybridTaskCascade(nn.Module):
         if maps.embedding is None:
             return crops
         semantic = self.semantic_pooler([maps.embedding], boxes, size.mask_size)
-        return crops + F.adaptive_avg_pool2d(semantic, size.box_size)
+        window, rest = divmod(size.mask_size, size.box_size)
+        if rest:
+            return crops + F.adaptive_avg_pool2d(semantic, size.box_size)
+        # The same means; the gradient of the adaptive form is not deterministic on a GPU.
+        return crops + F.avg_pool2d(semantic, window)
 
     def _mask_logits(self, maps: _Maps, boxes: Tensor, valid: Tensor | None, last: int) -> list[Tensor]:
         """Mask logits of the heads 0..last, each handed the features of the one before."""

@@ -7,7 +7,6 @@ for a region of many (a group), which is kept as ignored.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 from collections.abc import Mapping
@@ -16,11 +15,12 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
+from pyarrow import fs as pafs
 
 from pipelines import decode, masks, storage
 from pipelines.manifest import ClassInfo
 from pipelines.rejections import shown
-from pipelines.source_index import Index, RawRow, id_of_name
+from pipelines.source_index import Index, RawRow, id_of_name, identity_of
 
 CLASSES = (
     ClassInfo(24, "person"),
@@ -45,6 +45,7 @@ _LABELS |= {info.name: (info.id, True) for info in CLASSES}
 _LABELS |= {"caravan": (29, True), "trailer": (30, True), "license plate": (-1, False)}
 
 SPLITS = ("train", "val", "test", "train_extra")
+_UNLABELLED = ("test", "train_extra")  # of the extra pictures there are only coarse labels
 _PICTURE = "_leftImg8bit.png"
 _INSTANCES, _POLYGONS = "_gtFine_instanceIds.png", "_gtFine_polygons.json"
 _PER_CLASS = 1000
@@ -78,7 +79,7 @@ def read_index(root: str, split: str, polygons: bool) -> Index:
 
     Args:
         root: path or URI of the folder that holds leftImg8bit and gtFine.
-        split: one of `SPLITS`; the pictures of "test" count as unlabelled.
+        split: one of `SPLITS`; the pictures of "test" and "train_extra" count as unlabelled.
         polygons: read the polygons, else the instance images.
 
     Raises:
@@ -87,52 +88,58 @@ def read_index(root: str, split: str, polygons: bool) -> Index:
     if split not in SPLITS:
         raise CityscapesError(f"Cityscapes has no split {split!r}: choose one of {', '.join(SPLITS)}")
     filesystem, path = storage.open_uri(root)
-    folder = storage.join(path, "leftImg8bit", split)
-    try:
-        found = storage.list_files(filesystem, folder, recursive=True)
-    except OSError:
-        found = []
-    names = [info.path.removeprefix(f"{folder}/") for info in found if info.path.endswith(_PICTURE)]
-    if not names:
+    pictures = [(n, size) for n, size in _listed(filesystem, path, "leftImg8bit", split) if n.endswith(_PICTURE)]
+    if not pictures:
         raise CityscapesError(
             f"{root} has no leftImg8bit/{split}/CITY/*{_PICTURE}: give the folder that holds leftImg8bit and gtFine"
         )
-    labelled, suffix = split != "test", _POLYGONS if polygons else _INSTANCES
+    labelled, suffix = split not in _UNLABELLED, _POLYGONS if polygons else _INSTANCES
+    files = [(n, size) for n, size in _listed(filesystem, path, "gtFine", split) if labelled and n.endswith(suffix)]
     rows = [
         RawRow(id_of_name(name), name, None, None, (), name.removesuffix(_PICTURE) + suffix if labelled else None)
-        for name in names
+        for name, _ in pictures
     ]
     base = storage.canonical_uri(root)
+    labels = storage.child_uri(base, "gtFine", split)
     return Index(
         kind="cityscapes",
-        images=f"{base}/leftImg8bit/{split}",
+        images=storage.child_uri(base, "leftImg8bit", split),
         classes=CLASSES,
         rows=tuple(rows),
         rejections=(),
         labelled=labelled,
-        identity=hashlib.sha256("\0".join([suffix, *names]).encode(errors="surrogateescape")).hexdigest(),
-        source={"split": split, "labels": f"{base}/gtFine/{split}", "form": "polygons" if polygons else "instanceIds"},
-        labels=f"{base}/gtFine/{split}" if labelled else "",
+        identity=identity_of([(suffix, 0), *pictures, *files]),
+        source={"split": split, "labels": labels, "form": "polygons" if polygons else "instanceIds"},
+        labels=labels if labelled else "",
     )
 
 
-def read_labels(data: bytes, name: str) -> Labels:
+def _listed(filesystem: pafs.FileSystem, *folders: str) -> list[tuple[str, int]]:
+    """Names and sizes of the files of a split; none where there is no such folder."""
+    try:
+        return storage.list_names(filesystem, storage.join(*folders))
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def read_labels(data: bytes, name: str, max_pixels: int = decode.MAX_PIXELS) -> Labels:
     """The objects of one picture.
 
     Args:
         data: its label file, whole.
         name: of that file, which tells the form.
+        max_pixels: refuse labels of larger pictures.
 
     Raises:
         LabelsError: not such a file.
     """
-    ids = _drawn(data) if name.endswith(_POLYGONS) else _instance_image(data)
+    ids = _drawn(data, max_pixels) if name.endswith(_POLYGONS) else _instance_image(data, max_pixels)
     return Labels(ids.shape[0], ids.shape[1], _objects(ids))
 
 
-def _instance_image(data: bytes) -> npt.NDArray[np.uint16]:
+def _instance_image(data: bytes, max_pixels: int) -> npt.NDArray[np.uint16]:
     try:
-        if decode.read_header(data).format != "PNG":
+        if decode.read_header(data, max_pixels).format != "PNG":
             raise LabelsError("the instance image is no PNG")
         values = np.array(Image.open(io.BytesIO(data), formats=("PNG",)))
     except decode.DecodeError as error:
@@ -144,15 +151,17 @@ def _instance_image(data: bytes) -> npt.NDArray[np.uint16]:
     return values.astype(np.uint16)
 
 
-def _drawn(data: bytes) -> npt.NDArray[np.uint16]:
+def _drawn(data: bytes, max_pixels: int) -> npt.NDArray[np.uint16]:
     try:
         body = json.loads(data)
         height, width, things = body["imgHeight"], body["imgWidth"], body["objects"]
         shapes = [(t["label"], [(x, y) for x, y in t["polygon"]], bool(t.get("deleted", 0))) for t in things]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise LabelsError(f"not a polygon file ({type(error).__name__}: {shown(str(error))})") from error
-    if not all(type(side) is int and side > 0 for side in (height, width)) or height * width > decode.MAX_PIXELS:
+    if not all(type(side) is int and side > 0 for side in (height, width)):
         raise LabelsError(f"the polygons' picture is {shown(height)}x{shown(width)}, wanted positive integers")
+    if height * width > max_pixels:
+        raise LabelsError(f"the polygons' picture is {shown(height)}x{shown(width)}, the limit is {max_pixels} pixels")
     limit = 2 * max(height, width)
     # Not-a-number and infinity fail the comparison.
     numbers = [v for _, ring, _ in shapes for point in ring for v in point]

@@ -131,12 +131,22 @@ def _classes(categories: object, uri: str) -> tuple[ClassInfo, ...]:
         points = entry.get("keypoints", [])
         if not isinstance(points, list) or not all(isinstance(p, str) for p in points):
             raise CocoError(f"{uri}: category {name!r} has keypoints {shown(points)}, wanted a list of names")
+        if any(not _is_unicode(text) for text in (name, *points)):
+            raise CocoError(f"{uri}: category {category} has the names {shown([name, *points])}, wanted valid Unicode")
         made[category] = ClassInfo(category, name, tuple(points))
     names = [c.name for c in made.values()]
     if len(set(names)) != len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise CocoError(f"{uri} has two categories named {shown(twice)}: give each its own name")
     return tuple(made[category] for category in sorted(made))
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _pictures(entries: Sequence[object]) -> tuple[dict[int, Mapping[str, object]], list[Rejection]]:

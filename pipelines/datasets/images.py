@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import re
 
 from pyarrow import fs as pafs
 
 from pipelines import storage
 from pipelines.rejections import Reason, Rejection, shown
-from pipelines.source_index import Index, RawRow, id_of_name
+from pipelines.source_index import Index, RawRow, id_of_name, identity_of
 
 SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 """Files of a folder that count as pictures; GIF and TIFF too, to be rejected aloud, not passed over."""
@@ -31,26 +30,28 @@ def read_index(images: str) -> Index:
         PicturesError: nothing there.
     """
     filesystem, path = storage.open_uri(images)
-    if re.search(r"[*?\[]", path):
-        root = path[: re.search(r"[*?\[]", path).start()].rpartition("/")[0] or "/"  # type: ignore[union-attr]
-        names = _listed(filesystem, root, images)
-        names = [n for n in names if fnmatch.fnmatchcase(storage.join(root, n), path)]
+    wildcard = re.search(r"[*?\[]", path)
+    if wildcard is not None:
+        root = path[: wildcard.start()].rpartition("/")[0] or "/"
+        found = _listed(filesystem, root, images)
+        found = [(name, size) for name, size in found if fnmatch.fnmatchcase(storage.join(root, name), path)]
     elif path.endswith(".txt") and storage.is_file(filesystem, path):
         root = path.rpartition("/")[0]
         text = storage.read_bytes(filesystem, path).decode("utf-8-sig", errors="surrogateescape")
-        names = [line.strip() for line in text.splitlines() if line.strip()]
+        found = [(line.strip(), -1) for line in text.splitlines() if line.strip()]
     else:
         root = path
-        names = [n for n in _listed(filesystem, root, images) if n.lower().endswith(SUFFIXES)]
-    if not names:
+        found = [(name, size) for name, size in _listed(filesystem, root, images) if name.lower().endswith(SUFFIXES)]
+    if not found:
         raise PicturesError(f"no pictures at {images}: give a folder, a glob such as pool/*.jpg, or a .txt list")
-    return _index(_uri_of(images, path, root), names, images)
+    return _index(_uri_of(images, path, root), sorted(found), images)
 
 
-def _index(root: str, names: list[str], asked: str) -> Index:
+def _index(root: str, found: list[tuple[str, int]], asked: str) -> Index:
+    """Of names and sizes; -1 where a list does not say."""
     rows: dict[int, RawRow] = {}
     rejections = []
-    for name in sorted(names):
+    for name, _ in found:
         image_id = id_of_name(name)
         if image_id in rows:
             rejections.append(
@@ -58,7 +59,6 @@ def _index(root: str, names: list[str], asked: str) -> Index:
             )
             continue
         rows[image_id] = RawRow(image_id, name, None, None, ())
-    joined = "\0".join(sorted(names)).encode("utf-8", errors="surrogateescape")
     return Index(
         kind="images",
         images=root,
@@ -66,18 +66,16 @@ def _index(root: str, names: list[str], asked: str) -> Index:
         rows=tuple(rows.values()),
         rejections=tuple(rejections),
         labelled=False,
-        identity=hashlib.sha256(joined).hexdigest(),
+        identity=identity_of(found),
         source={"asked": storage.canonical_uri(asked)},
     )
 
 
-def _listed(filesystem: pafs.FileSystem, root: str, asked: str) -> list[str]:
+def _listed(filesystem: pafs.FileSystem, root: str, asked: str) -> list[tuple[str, int]]:
     try:
-        found = storage.list_files(filesystem, root, recursive=True)
-    except (FileNotFoundError, NotADirectoryError, OSError) as error:
+        return storage.list_names(filesystem, root)
+    except OSError as error:
         raise PicturesError(f"cannot list {asked}: {error}; give a folder, a glob or a .txt list") from error
-    prefix = root.rstrip("/") + "/"
-    return [info.path.removeprefix(prefix) for info in found]
 
 
 def _uri_of(asked: str, path: str, root: str) -> str:

@@ -14,7 +14,7 @@ TORCHVISION = (
     ),
     Preset(
         "torchvision_mask_rcnn_r50_fpn_v2", "torchvision_mask_rcnn_r50_fpn_v2", _MASKS_V2,
-        Published("torchvision", box_ap=47.4, mask_ap=41.8, note="norms over all GPUs: set backbone.norm sync"),
+        Published("torchvision", box_ap=47.4, mask_ap=41.8),
     ),
     Preset(
         "torchvision_keypoint_rcnn_r50_fpn", "torchvision_keypoint_rcnn_r50_fpn", _KEYPOINTS,

@@ -24,7 +24,7 @@ model.presets.own | model.presets.torchvision | model.presets.detectron2 | model
     | model.presets.driving | model.presets.paper
 model.presets.named
 model.presets
-model.ops | model.anchors | model.matching | model.picture | model.norms
+model.ops | model.fusion | model.anchors | model.matching | model.picture | model.norms
 model.backbones.blocks | model.views | model.merge
 model.backbones.resnet | model.backbones.fpn
 model.backbones
@@ -46,13 +46,14 @@ model.convert | model.convert.origins
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
     | pipelines.array_pickle | pipelines.shard_cache | pipelines.making
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
-    | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.tracking | pipelines.ray_session
+    | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.courier | pipelines.ray_session
+    | pipelines.looking
     | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.polygons
-    | pipelines.job_cluster | pipelines.foreign_weights
+    | pipelines.job_cluster | pipelines.foreign_weights | pipelines.tracking
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes | pipelines.coco_rows
     | pipelines.jobs | pipelines.node_facts
-pipelines.presets.preset
+pipelines.presets.preset | pipelines.checkpoint_files
 pipelines.presets.own | pipelines.presets.torchvision | pipelines.presets.detectron2 | pipelines.presets.mmdetection
     | pipelines.presets.driving | pipelines.presets.paper
 pipelines.presets.named
@@ -66,16 +67,18 @@ pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipel
     | pipelines.leakage | pipelines.labelled_rates | pipelines.holdout | pipelines.selection | pipelines.provenance
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
     | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists | pipelines.starting_weights
-    | pipelines.validation | pipelines.labeller | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
-    | pipelines.pseudo_labels | pipelines.distill_outputs
-pipelines.loop | pipelines.review
-pipelines.inbox | pipelines.evaluator
-pipelines.train_worker
+    | pipelines.labeller | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
+    | pipelines.pool_shards | pipelines.distill_outputs | pipelines.run_file | pipelines.elastic
+pipelines.pseudo_labels
+pipelines.loop | pipelines.review | pipelines.figures
+pipelines.inbox | pipelines.validation
+pipelines.train_worker | pipelines.evaluator
 pipelines.follower
-pipelines.careful | pipelines.predict | pipelines.inspect | pipelines.report
-pipelines.shard_task | pipelines.evaluate | pipelines.launch | pipelines.import_weights | pipelines.export_weights
-    | pipelines.audit | pipelines.distill_config
-pipelines.part_files | pipelines.train | pipelines.distill_report
+pipelines.careful | pipelines.predict | pipelines.verify | pipelines.report
+pipelines.shard_task | pipelines.inspect | pipelines.evaluate | pipelines.launch | pipelines.import_weights
+    | pipelines.export_weights
+    | pipelines.audit | pipelines.distill_config | pipelines.distill_folds
+pipelines.part_files | pipelines.train | pipelines.distill_report | pipelines.distill_inputs
 pipelines.prepare | pipelines.distill
 pipelines.run_report | pipelines.sweep_trial | pipelines.sweeps
 pipelines.sweep_results | pipelines.sweep_runner
@@ -92,6 +95,7 @@ USES = {
     "model.ops": {"model", "torch", "numpy", "torchvision"},
     "model.picture": {"model", "torch", "numpy", "PIL", "cv2"},
     "model.backbones.timm": {"model", "torch", "timm"},
+    "model.fusion": {"model", "torch", "numpy", "ensemble_boxes"},
     "pipelines": {
         "model",
         "pipelines",

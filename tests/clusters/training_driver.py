@@ -23,6 +23,9 @@ class Rows:
     def metrics(self, values, step):
         pass
 
+    def file(self, folder, name, content):
+        pass
+
 
 def recording_worker(raw):
     """Train, and note the pictures of every step."""

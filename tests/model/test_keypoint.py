@@ -6,7 +6,8 @@ from torchvision.models.detection import keypoint_rcnn
 from torchvision.models.detection.roi_heads import heatmaps_to_keypoints, keypointrcnn_loss
 
 from model.config import KeypointHeadConfig, KeypointScore
-from model.heads.keypoint import KeypointHead, decode_keypoints, keypoint_loss
+from model.heads import keypoint
+from model.heads.keypoint import KeypointHead, decode_keypoints, keypoint_loss, peaks_of_resized
 from model.structures import SampledRoIs
 
 JOINTS = 3
@@ -141,6 +142,44 @@ def test_probability_is_the_peak_s_share_of_the_map():
     # A larger box shows more pixels, not a surer keypoint.
     larger = decode_keypoints(maps, 4 * same_size, KeypointScore.PROBABILITY)
     torch.testing.assert_close(larger[..., 2], found[..., 2], rtol=0.1, atol=0.01)
+
+
+def smooth(count, seed, side=56):
+    """Maps of a few bumps, as a trained head makes them."""
+    generator = torch.Generator().manual_seed(seed)
+    axis = torch.arange(side)
+    made = torch.full((count, side, side), -6.0)
+    for joint in range(count):
+        for _ in range(3):
+            y, x, width, height = (torch.rand(4, generator=generator) * torch.tensor([side, side, 3, 9])).tolist()
+            made[joint] += (height + 3) * torch.exp(
+                -((axis[:, None] - y) ** 2 + (axis - x) ** 2) / (2 * (width + 0.7) ** 2)
+            )
+    return made + 0.1 * torch.randn(made.shape, generator=generator)
+
+
+@pytest.mark.parametrize("size_hw", [(400, 800), (131, 97), (57, 90), (700, 60), (40, 300), (1, 5000), (64, 64)])
+@pytest.mark.parametrize("kind", ["smooth", "noise", "flat", "steps"])
+def test_peaks_are_those_of_the_whole_resize(size_hw, kind):
+    """The same pixel, also of equal ones; its value but for rounding."""
+    maps = {
+        "smooth": lambda: smooth(9, 1),
+        "noise": lambda: noise(9, 56, 56, seed=2),
+        "flat": lambda: torch.ones(2, 56, 56) * torch.tensor([0.0, 3.0])[:, None, None],
+        "steps": lambda: (smooth(9, 3) > 0).float() * 7,
+    }[kind]()
+    resized = torch.nn.functional.interpolate(maps[None], size=size_hw, mode="bicubic", align_corners=False)[0]
+    peak, place = resized.flatten(1).max(dim=1)
+    found, at = peaks_of_resized(maps, size_hw)
+    assert at.tolist() == place.tolist()
+    torch.testing.assert_close(found, peak)
+
+
+def test_only_what_is_around_the_peak_is_resized(monkeypatch):
+    whole = []
+    monkeypatch.setattr(keypoint, "_whole_peaks", lambda maps, size: whole.append(len(maps)) or (maps[:, 0, 0], 0))
+    peaks_of_resized(smooth(40, 5), (400, 800))
+    assert sum(whole) <= 4
 
 
 @pytest.mark.parametrize("score", KeypointScore)

@@ -1,12 +1,13 @@
 """Merging the boxes of several views, against a slow oracle, and how agreement is counted."""
 
 import itertools
+import sys
 
 import pytest
 import torch
 
 from model.boxes import pairwise_iou
-from model.merge import Found, Merged, MergeRule, mask_agreement, merge_boxes
+from model.merge import Found, Merge, Merged, MergeRule, mask_agreement, merge_boxes
 
 RULE = MergeRule(nms_iou=0.5, voting_iou=0.8, max_detections=100)
 
@@ -95,7 +96,7 @@ def test_views_that_say_the_same_are_one_view_bit_for_bit():
 
 def test_without_voting_the_best_box_stays():
     found = found_of(5)
-    merged = merge_boxes(found, 4, MergeRule(0.5, 0.0, 100))
+    merged = merge_boxes(found, 4, MergeRule(0.5, 0.8, 100, Merge.NONE))
     assert all(any(torch.equal(box, other) for other in found.boxes) for box in merged.boxes)
     assert len(merge_boxes(found, 4, MergeRule(0.5, 0.8, 2)).scores) == 2
 
@@ -124,3 +125,38 @@ def test_masks_agree_by_their_iou():
     views[1, 0] = 0
     views[1, 0, :1] = 0.7
     assert mask_agreement(views, merged, 0.5).tolist() == pytest.approx([(1 + 0.5) / 2, 1.0, 1.0])
+
+
+FUSED = MergeRule(nms_iou=0.5, voting_iou=0.8, max_detections=100, merge=Merge.WBF)
+
+
+def test_a_missing_library_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ensemble_boxes", None)
+    with pytest.raises(ValueError, match=r"needs the library ensemble-boxes: pip install 'maskray\[wbf\]'"):
+        merge_boxes(found_of(0), 4, FUSED)
+
+
+def test_fusion_by_hand():
+    """Two of four views see a dog, one of them another; the mean by score, and the share of views in the score."""
+    pytest.importorskip("ensemble_boxes")
+    dog, other, cat, nothing = [0, 0, 10, 10], [0, 0, 10, 12], [50, 50, 60, 60], [9, 9, 9, 9]
+    boxes = torch.tensor([dog, other, cat, nothing], dtype=torch.float32)
+    found = Found(boxes, torch.tensor([0.9, 0.3, 0.8, 0.7]), torch.tensor([1, 1, 0, 1]), torch.tensor([0, 1, 1, 2]))
+    made = merge_boxes(found, 4, FUSED)
+    torch.testing.assert_close(made.boxes, torch.tensor([[0.0, 0.0, 10.0, 10.5], [50.0, 50.0, 60.0, 60.0]]))
+    torch.testing.assert_close(made.scores, torch.tensor([0.6 * 2 / 4, 0.8 / 4]))
+    assert made.labels.tolist() == [1, 0]
+    assert made.view_agreement.tolist() == [0.5, 0.25]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_fusion_does_not_depend_on_the_order_of_views(seed):
+    """Its library ranks equal scores by where they stand."""
+    pytest.importorskip("ensemble_boxes")
+    found = found_of(seed, views=9, objects=7)
+    wanted = merge_boxes(found, 9, FUSED)
+    for shuffle in range(5):
+        order = torch.randperm(len(found.scores), generator=torch.Generator().manual_seed(shuffle))
+        for one, other in zip(merge_boxes(Found(*(v[order] for v in found)), 9, FUSED), wanted, strict=True):
+            assert torch.equal(one, other)
+    assert merge_boxes(Found(*(v[:0] for v in found)), 9, FUSED).boxes.shape == (0, 4)

@@ -83,7 +83,7 @@ def predicted(monkeypatch):
 
 def test_only_what_was_held_out_is_labelled(people, predicted, tmp_path):
     made = teacher(tmp_path / "run", {people.manifest.hash: {2, 5}})
-    making = Making(("64", "64f"), 0.7, "bf16", 3, 2, "cpu")
+    making = Making(("64", "64f"), 0.7, "bf16", 3, 2, "cpu", "none")
     found = audit.run(str(tmp_path / "out"), people.uri, made, chosen(), "", making)
     assert found.pictures == 2
     dog, cat = found.classes
@@ -96,6 +96,7 @@ def test_only_what_was_held_out_is_labelled(people, predicted, tmp_path):
     assert predicted[0].checkpoint == made.uri
     asked = predicted[0]
     assert (asked.views, asked.voting_iou, asked.precision.value) == ("64,64f", 0.7, "bf16")
+    assert asked.merge.value == "none"
     assert (asked.batch, asked.cpus_per_worker, asked.gpu) == (3, 2, False)
     assert audit.load(str(tmp_path / "out")) == found
     assert [row[0] for row in audit.table(found)] == ["dog", "cat", "all"]
@@ -115,6 +116,18 @@ def test_pictures_the_teacher_saw_are_refused(people, predicted, tmp_path, monke
     monkeypatch.setattr(provenance, "training_sets", lambda checkpoint: [(other.uri, other.manifest)])
     with pytest.raises(AuditError, match=r"1 pictures \(such as 5.jpg\)"):
         audit.run(run, people.uri, both, chosen(), "")
+    assert predicted == []
+
+
+@pytest.mark.parametrize("changed", [True, False])
+def test_training_sets_that_are_gone_or_changed_are_refused(people, predicted, tmp_path, monkeypatch, changed):
+    """A copy of a held-out picture may be in them."""
+    other = write_dataset(tmp_path / "other", [[record(50)]])
+    made = teacher(tmp_path / "run", {people.manifest.hash: {2, 5}, "f" * 64: set()})
+    sets = [(people.uri, people.manifest), *([(other.uri, other.manifest)] if changed else [])]
+    monkeypatch.setattr(provenance, "training_sets", lambda checkpoint: sets)
+    with pytest.raises(AuditError, match=f"also learned from the data sets {'f' * 64}, which are not where they were"):
+        audit.run(str(tmp_path / "out"), people.uri, made, chosen(), "")
     assert predicted == []
 
 

@@ -18,9 +18,9 @@ ROOT = str(Path(__file__).parents[2])
 
 def test_it_judges_as_the_plain_one():
     with CarefulJudge() as judge:
-        kept = judge(row([tiny_coco.annotation(1, 5)]), DATA, RULES, None)
+        kept = judge(row([tiny_coco.annotation(1, 5)]), DATA, RULES, None, None)
         assert kept.record.image == DATA
-        assert judge(row(), b"", RULES, None).reason is Reason.EMPTY_PICTURE
+        assert judge(row(), b"", RULES, None, None).reason is Reason.EMPTY_PICTURE
     assert not multiprocessing.active_children()
 
 
@@ -29,12 +29,12 @@ def test_it_judges_as_the_plain_one():
 )
 def test_the_deadly_picture_is_rejected_and_the_next_is_not(deadly, match):
     with CarefulJudge(deadly, longest_s=1) as judge:
-        assert judge(row(), DATA, RULES, None).record.image == DATA
-        lost = judge(row([{}, {}], file_name="2.jpg"), DATA, RULES, None)
+        assert judge(row(), DATA, RULES, None, None).record.image == DATA
+        lost = judge(row([{}, {}], file_name="2.jpg"), DATA, RULES, None, None)
         assert isinstance(lost, Rejection)
         assert (lost.reason, lost.instances, lost.is_row) == (Reason.CORRUPT_PICTURE, 2, True)
         assert match in lost.value
-        assert judge(row(), DATA, RULES, None).record.image == DATA
+        assert judge(row(), DATA, RULES, None, None).record.image == DATA
 
 
 MAKE = """

@@ -102,6 +102,7 @@ BAD_INSTANCES = [
     ({"iscrowd": None}, Reason.BAD_FLAG),
     ({"ignore": 0.5}, Reason.BAD_FLAG),
     ({"segmentation": [[1, 2, 3]]}, Reason.BAD_SEGMENTATION),
+    ({"segmentation": [[33, 2, 40, 2, 40, 9], [1, -3, 5, -3, 5, -9]]}, Reason.BAD_SEGMENTATION),
     ({"segmentation": [[1, 2, 3, 4, NAN, 5]]}, Reason.BAD_SEGMENTATION),
     ({"segmentation": "PPP"}, Reason.BAD_SEGMENTATION),
     ({"segmentation": {"size": [32, 24], "counts": [768]}}, Reason.BAD_SEGMENTATION),
@@ -169,6 +170,7 @@ def test_what_may_be_missing_and_what_is_kept():
         "a%2Fb.jpg",
         "a\0.jpg",
         "a\nb.jpg",
+        "a\u202egpj.exe",
         "file:///etc/passwd",
         "http://169.254.169.254/x",
         "x" * 5000,
@@ -193,6 +195,18 @@ def test_unsafe_names_are_refused_and_shown_escaped(name):
     assert rejection.value.isprintable()
 
 
-@pytest.mark.parametrize("name", ["a.jpg", "a/b c.jpg", "\u00e9.jpg", ".hidden.jpg", "a..b.jpg", "100%.jpg"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "a.jpg",
+        "a/b c.jpg",
+        "\u00e9.jpg",
+        ".hidden.jpg",
+        "a..b.jpg",
+        "100%.jpg",
+        "12:30:05.jpg",
+        "\u6771\u3000\u4eac.jpg",
+    ],
+)
 def test_ordinary_names_pass(name):
     assert check.check_file_name(row(file_name=name)) is None

@@ -87,3 +87,12 @@ def test_a_mask_that_cannot_be_painted_is_left_out_and_noted():
     checked = check.check(row(semantic=layers), tiny_coco.jpeg(), RULES)
     assert len(checked.record.instances) == 1
     assert [(r.reason, r.is_row, r.instances) for r in checked.rejections] == [(Reason.BAD_MAP, False, 0)] * 7
+
+
+def test_a_map_of_which_no_mask_can_be_used_rejects_its_picture():
+    empty = rle(np.zeros((24, 32), np.uint8))
+    lost = check.check(row(semantic=[[3, empty], [24, {"size": [1, 1], "counts": "0"}]]), tiny_coco.jpeg(), RULES)
+    assert isinstance(lost, Rejection)
+    assert (lost.reason, lost.is_row, lost.instances) == (Reason.BAD_MAP, True, 1)
+    assert "none of its masks can be used; layer 0: the mask covers no pixel" in lost.value
+    assert isinstance(check.check(row(semantic=[]), tiny_coco.jpeg(), RULES), check.Checked)

@@ -1,6 +1,8 @@
 """Checkpoints come back exactly or not at all: identity, interruptions, damage."""
 
 import json
+import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from pipelines.optim import Algorithm, OptimConfig, build_optimiser
 from tests.pipelines import tiny_run
 
 CLASSES = (ClassInfo(3, "dog"), ClassInfo(7, "kätzchen", ("nose", "tail")))
-FILES = ("model.safetensors", "optimizer.safetensors", "checkpoint.json")
+FILES = ("model", "optimizer", "checkpoint.json")
+OLD = Path(__file__).parent / "old_checkpoints" / "v1"
+OLD_HASH = "ac833ba5e2893d41074d82c8351fe780eb98a6af985ab0f87b3a17fd0f2755d6"
 
 
 def trained(seed=0, norm=Norm.BATCH, algorithm=Algorithm.SGD):
@@ -47,7 +51,16 @@ def saved(tmp_path_factory):
     run = tmp_path_factory.mktemp("run")
     detector, optimiser = trained()
     made = checkpoints.save(str(run), 12, detector, optimiser, CLASSES)
-    return {name: (run / "checkpoints/step-00000012" / name).read_bytes() for name in FILES}, made
+    return contents(run / "checkpoints/step-00000012"), made
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def named(files, kind):
+    """The one of some files that is the model, the optimiser or the manifest."""
+    return next(name for name in files if name.startswith(kind))
 
 
 def placed(folder, files, step=12, without=()):
@@ -104,7 +117,7 @@ def test_a_committed_checkpoint_is_left_as_it_is(tmp_path, saved):
     detector, optimiser = trained(5)
     again = checkpoints.save(str(tmp_path), 12, detector, optimiser, CLASSES)
     assert again.hash == made.hash
-    assert {name: (folder / name).read_bytes() for name in FILES} == files
+    assert contents(folder) == files
 
 
 def test_the_latest_is_the_newest_that_was_finished(tmp_path, saved):
@@ -139,7 +152,7 @@ def test_a_save_that_died_is_not_seen_and_made_again(tmp_path, saved, monkeypatc
     write = commit.write_file
 
     def write_or_die(filesystem, path, data, **options):
-        faults = Dies("before_rename") if path.endswith(dies_in) else None
+        faults = Dies("before_rename") if Path(path).name.startswith(dies_in) else None
         write(filesystem, path, data, faults=faults, **options)
 
     detector, optimiser = trained()
@@ -149,7 +162,7 @@ def test_a_save_that_died_is_not_seen_and_made_again(tmp_path, saved, monkeypatc
     assert checkpoints.latest(str(tmp_path)) is None
     monkeypatch.undo()
     assert checkpoints.save(str(tmp_path), 12, detector, optimiser, CLASSES).hash == made.hash
-    assert {p.name: p.read_bytes() for p in (tmp_path / "checkpoints/step-00000012").iterdir()} == files
+    assert contents(tmp_path / "checkpoints/step-00000012") == files
 
 
 def read_all(uri):
@@ -161,6 +174,7 @@ def read_all(uri):
 @pytest.mark.parametrize("name", FILES)
 def test_a_flipped_bit_anywhere_is_found(tmp_path, saved, name):
     files, _ = saved
+    name = named(files, name)
     target = placed(tmp_path, files) / name
     good = files[name]
     read = checkpoints.load if name == "checkpoint.json" else read_all
@@ -179,13 +193,14 @@ def test_a_flipped_bit_anywhere_is_found(tmp_path, saved, name):
 @pytest.mark.parametrize("name", FILES)
 def test_a_cut_or_missing_file_is_found(tmp_path, saved, name):
     files, _ = saved
+    lacking, name = f"lacks {name}.safetensors: use another", named(files, name)
     folder = placed(tmp_path, files)
     for size in (0, 1, len(files[name]) // 2, len(files[name]) - 1):
         (folder / name).write_bytes(files[name][:size])
         with pytest.raises(CheckpointError, match="use another checkpoint"):
             read_all(str(tmp_path))
     (folder / name).unlink()
-    match = "no finished checkpoint: give the --out" if name == "checkpoint.json" else f"lacks {name}: use another"
+    match = "no finished checkpoint: give the --out" if name == "checkpoint.json" else lacking
     with pytest.raises(CheckpointError, match=match):
         read_all(str(folder))
 
@@ -194,15 +209,15 @@ def test_a_cut_or_missing_file_is_found(tmp_path, saved, name):
 def test_other_json_is_no_checkpoint(tmp_path, saved, body):
     folder = placed(tmp_path, saved[0])
     (folder / "checkpoint.json").write_text(body)
-    with pytest.raises(CheckpointError, match="is not a checkpoint manifest of version 1"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint manifest of version 1 or 2"):
         checkpoints.load(str(folder))
 
 
 def test_another_version_is_named(tmp_path, saved):
     folder = placed(tmp_path, saved[0])
-    body = json.loads(saved[0]["checkpoint.json"]) | {"format_version": 2}
+    body = json.loads(saved[0]["checkpoint.json"]) | {"format_version": 3}
     (folder / "checkpoint.json").write_text(json.dumps(body))
-    with pytest.raises(CheckpointError, match=r"'checkpoint', version 2.* of another version of maskray"):
+    with pytest.raises(CheckpointError, match=r"'checkpoint', version 3.* of another version of maskray"):
         checkpoints.load(str(folder))
 
 
@@ -247,12 +262,85 @@ def test_one_that_is_half_deleted_is_no_checkpoint(tmp_path, saved, monkeypatch)
     assert checkpoints.steps(str(tmp_path)) == [4]
 
 
+def test_what_was_deleted_or_written_by_half_is_swept(tmp_path, saved):
+    """Where a newer checkpoint is there; a folder after it may be one that is being written."""
+    files, _ = saved
+    for step in (2, 4, 6, 8):
+        placed(tmp_path, files, step, without=("checkpoint.json",) if step in (2, 8) else ())
+    assert checkpoints.retain(str(tmp_path), 0, ()) == []
+    assert sorted(path.name[-1] for path in (tmp_path / "checkpoints").iterdir()) == ["4", "6", "8"]
+
+
+def test_of_two_writers_with_other_weights_one_is_whole(tmp_path, saved):
+    """A process that was taken for dead, and the one that took its place: never a mixture of both."""
+    made, gate = [], threading.Barrier(2)
+    for seed in (0, 1):
+        detector, optimiser = trained(seed)
+        made.append(checkpoints.snapshot(12, detector, optimiser, CLASSES))
+
+    def write(number):
+        gate.wait()
+        checkpoints.write(str(tmp_path), made[number])
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in (0, 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    read_all(str(tmp_path))
+    folder = tmp_path / "checkpoints/step-00000012"
+    whole = [dict(files.files) for files in made]
+    found = checkpoints.load_detector(checkpoints.load(str(tmp_path))).state_dict()
+    assert any(all(torch.equal(found[k], v) for k, v in one["model.safetensors"].items()) for one in whole)
+    assert len(list(folder.iterdir())) == 3
+    (folder / "notes.txt").write_text("mine")
+    checkpoints.write(str(tmp_path), made[0])
+    assert (folder / "notes.txt").exists()
+
+
+def test_a_run_goes_on_from_its_newest_sound_checkpoint(tmp_path, saved):
+    files, _ = saved
+    model = named(files, "model")
+    for step in (2, 4, 6):
+        placed(tmp_path, files, step)
+    assert checkpoints.set_damaged_aside(str(tmp_path)) == []
+    for step, cut in ((4, files[model][:-1]), (6, None)):
+        path = tmp_path / "checkpoints" / f"step-0000000{step}" / model
+        path.unlink() if cut is None else path.write_bytes(cut)
+    told = checkpoints.set_damaged_aside(str(tmp_path))
+    assert ["lacks model" in told[0], "does not match the sha256" in told[1]] == [True, True]
+    assert checkpoints.steps(str(tmp_path)) == [2]
+    detector, optimiser = trained()
+    checkpoints.save(str(tmp_path), 4, detector, optimiser, CLASSES)  # they are written again
+    assert checkpoints.set_damaged_aside(str(tmp_path)) == []
+    assert checkpoints.steps(str(tmp_path)) == [2, 4]
+
+
+def test_a_run_without_a_sound_checkpoint_is_left_as_it_is(tmp_path, saved):
+    files, _ = saved
+    assert checkpoints.set_damaged_aside(str(tmp_path)) == []
+    for step in (2, 4):
+        placed(tmp_path, files, step, without=(named(files, "optimizer"),))
+    with pytest.raises(CheckpointError, match=r"no checkpoint of .* is sound .* put back a copy"):
+        checkpoints.set_damaged_aside(str(tmp_path))
+    assert checkpoints.steps(str(tmp_path)) == [2, 4]
+
+
+def test_a_checkpoint_of_version_1_reads_as_it_was_written(tmp_path):
+    """Its files have fixed names."""
+    found = checkpoints.load(str(OLD))
+    assert (found.hash, found.step, found.version) == (OLD_HASH, 7, 1)
+    state = checkpoints.load_detector(found).state_dict()
+    assert all(bool((value == number % 7).all()) for number, value in enumerate(state.values()))
+    assert set(checkpoints.model_files(found)) == {"model.safetensors", "checkpoint.json"}
+
+
 def test_a_model_alone_is_enough_to_predict(tmp_path, saved):
     files, _ = saved
     placed(tmp_path, files)
     made = checkpoints.load(str(tmp_path))
     alone = checkpoints.model_files(made)
-    assert set(alone) == {"model.safetensors", "checkpoint.json"}
+    assert set(alone) == {named(files, "model"), "checkpoint.json"}
     (tmp_path / "alone").mkdir()
     for name, content in alone.items():
         (tmp_path / "alone" / name).write_bytes(content)

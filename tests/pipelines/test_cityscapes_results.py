@@ -68,6 +68,17 @@ def test_results_are_in_the_official_format(data, tmp_path):
             np.testing.assert_array_equal(bitmap, masks.rasterise(instance.rle, 256, 512))
 
 
+def test_a_picture_that_could_not_be_looked_at_has_no_results(data, tmp_path):
+    def found(record):
+        made = of_truth(record, keep=lambda instance: record.image_id != data.image_ids[1])
+        return dataclasses.replace(made, rles=None, rejected="corrupt") if not len(made.scores) else made
+
+    uri = predicted(data, tmp_path / "p", found)
+    names = cityscapes_results.write_results(data, PredictionsManifest.load(uri), uri, tmp_path / "results")
+    sizes = [(tmp_path / "results" / f"{name.split('/')[1]}_pred.txt").stat().st_size for name in names]
+    assert [size > 0 for size in sizes] == [True, False, True]
+
+
 def official(data, root, folder, found):
     pytest.importorskip("cityscapesscripts", reason="needs pip install maskray[cityscapes]")
     return evaluate.measure_cityscapes(data, predicted(data, folder, found), "")

@@ -220,7 +220,8 @@ BAD_TRUTHS = [
     pytest.param({"bbox": []}, r"annotations\[0\]: bbox is \[\]", id="box"),
     pytest.param({"area": None}, "area is None", id="area"),
     pytest.param({"segmentation": [[1, 2, 3]]}, r"annotations\[0\]: a ring has 3 values", id="odd-ring"),
-    pytest.param({"segmentation": None}, r"annotations\[0\]: polygons are None", id="no-mask"),
+    pytest.param({"iscrowd": None}, r"annotations\[0\]: iscrowd is None, wanted 0 or 1", id="no-flag"),
+    pytest.param({"iscrowd": 2}, "iscrowd is 2, wanted 0 or 1", id="flag"),
 ]
 
 
@@ -230,6 +231,26 @@ def test_a_bad_annotation_is_one_clear_line(changes, message):
     source["annotations"][0] |= changes
     with pytest.raises(ValueError, match=message):
         evaluate(source, [], "segm")
+
+
+@pytest.mark.parametrize("row", [1, None, "text", [1, 2]])
+def test_an_annotation_that_is_no_object_is_named(row):
+    with pytest.raises(ValueError, match=r"annotations\[2\] is .*, wanted an object"):
+        evaluate(truth() | {"annotations": [*truth()["annotations"], row]}, [], "bbox")
+    with pytest.raises(ValueError, match="the ground truth is a list, wanted an object"):
+        GroundTruth.from_coco([row])
+
+
+@pytest.mark.parametrize("segmentation", [None, []])
+def test_objects_without_a_mask_are_ignored_by_the_metric_of_masks_and_what_lies_on_them_too(segmentation):
+    source = truth()
+    source["annotations"].append(source["annotations"][0] | {"id": 2, "image_id": 70, "segmentation": segmentation})
+    ground_truth = GroundTruth.from_coco(source)
+    assert ground_truth.without_mask == 1
+    there = hit(image_id=70, score=1.0)
+    assert evaluate(ground_truth, [hit(), there], "segm").AP == PERFECT
+    assert evaluate(ground_truth, [hit()], "segm").AP == PERFECT
+    assert pytest.approx(0.5) == evaluate(ground_truth, [hit()], "bbox").AR100  # its box is an object's
 
 
 def test_a_file_of_another_sort_is_named():

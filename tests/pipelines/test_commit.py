@@ -7,6 +7,7 @@ import pytest
 from pyarrow import fs as pafs
 
 from pipelines import commit, storage
+from tests.pipelines.faulty_store import FaultyStore
 
 LOCAL = pafs.LocalFileSystem()
 
@@ -120,3 +121,21 @@ def test_chunks_become_one_file_whole_or_not_at_all(tmp_path):
     with pytest.raises(ValueError, match="no more"):
         commit.write_chunks(filesystem, f"{folder}/half", broken())
     assert [path.name for path in tmp_path.iterdir()] == ["whole"]
+
+
+@pytest.mark.parametrize("size", [10, 3 * 2**20])
+def test_chunks_that_fail_publish_nothing_in_an_object_store(tmp_path, monkeypatch, size):
+    monkeypatch.setattr(commit, "_SPOOL_BYTES", 2**20)
+    store = pafs.PyFileSystem(FaultyStore(tmp_path))
+
+    def chunks(fails):
+        yield b"a" * size
+        if fails:
+            raise ValueError("half way")
+        yield b"b" * size
+
+    with pytest.raises(ValueError, match="half way"):
+        commit.write_chunks(store, "x", chunks(True))
+    assert list(tmp_path.iterdir()) == []
+    commit.write_chunks(store, "x", chunks(False))
+    assert (tmp_path / "x").read_bytes() == b"a" * size + b"b" * size

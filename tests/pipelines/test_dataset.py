@@ -124,7 +124,7 @@ def edited(folder, **changes):
     ("changes", "match"),
     [
         ({"kind": "predictions"}, "is of kind 'predictions', wanted 'dataset'"),
-        ({"schema_version": 3}, r"has schema version 3, wanted one of \(1, 2\)"),
+        ({"schema_version": 4}, r"has schema version 4, wanted one of \(1, 2, 3\)"),
         ({"rows_in": 9}, "does not match its own checksum"),
     ],
 )

@@ -3,18 +3,20 @@
 import contextlib
 import dataclasses
 import json
+import pickle
+import weakref
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from pycocotools.coco import COCO
 
-from pipelines import commit, distill, storage
+from pipelines import commit, distill, distill_inputs, pseudo_labels, storage
 from pipelines.coco_export import to_coco
-from pipelines.dataset import Dataset
-from pipelines.distill import DistillError
+from pipelines.dataset import Dataset, DatasetError
 from pipelines.distill_config import DistillConfig, Leaked
-from pipelines.manifest import ClassInfo
+from pipelines.distill_inputs import DistillError
+from pipelines.manifest import ClassInfo, ManifestError
 from pipelines.predictions import PredictionsError
 from pipelines.pseudo_labels import Weight, dropped_name
 from tests.pipelines import tiny_shards
@@ -47,10 +49,10 @@ def kept_by_the_rule(pictures, label, wanted, floor, cap):
     return [score for place, score in enumerate(scores) if (place < wanted and score >= floor) or score >= cap]
 
 
-def pool(folder, split=(3, 0, 4)):
-    rows, first = [], 0
+def pool(folder, split=(3, 0, 4), first=20):
+    rows = []
     for count in split:
-        rows.append([dataclasses.replace(record(20 + i), labelled=False) for i in range(first, first + count)])
+        rows.append([dataclasses.replace(record(i), labelled=False) for i in range(first, first + count)])
         first += count
     return write_dataset(folder, rows)
 
@@ -76,9 +78,10 @@ def labelled(folder):
 
 
 def by_one_process(make_work, name, count):
-    """Each shard's facts after a way through JSON, as Ray brings them, the last shard first."""
-    facts = {shard: json.loads(json.dumps(make_work()(shard))) for shard in reversed(range(count))}
-    return [facts[shard] for shard in range(count)]
+    """Each shard's facts after a way through pickle and JSON, as Ray brings them, the last shard first."""
+    for shard in reversed(range(count)):
+        work = pickle.loads(pickle.dumps(make_work()))
+        yield shard, json.loads(json.dumps(work(shard)))
 
 
 @pytest.fixture
@@ -88,8 +91,8 @@ def plan(tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "ray_session", contextlib.nullcontext)
     people = labelled(tmp_path / "labelled")
 
-    def prepared(name, split=(3, 0, 4), found=findings, **options):
-        pictures = pool(tmp_path / name / "pool", split)
+    def prepared(name, split=(3, 0, 4), found=findings, first=20, **options):
+        pictures = pool(tmp_path / name / "pool", split, first)
         labels = write_predictions(tmp_path / name / "labels", pictures, found)
         return DistillConfig(labels, pictures.uri, people.uri, str(tmp_path / name / "out"), **options)
 
@@ -276,6 +279,47 @@ def test_coco_files_load_and_are_the_same_bytes_again(plan, tmp_path, capsys):
     assert noted["instances.json"] == commit.sha256_of((outs[0] / "instances.json").read_bytes())
 
 
+def test_what_views_say_of_a_label_is_kept(plan, tmp_path):
+    def seen_in_views(one):
+        found = findings(one)
+        count = len(found.scores)
+        points = np.tile(np.array([[10.5, 20.5, 0.25], [30.5, 9.5, 0.75]], np.float32), (count, 1, 1))
+        return dataclasses.replace(
+            found, view_agreement=np.full(count, 0.5, np.float32), box_spread=np.full(count, 0.125, np.float32),
+            mask_agreement=np.full(count, 0.75, np.float32), keypoints=points,
+        )  # fmt: skip
+
+    config = plan("a", found=seen_in_views, keep_empty=True)
+    distill.run(config)
+    for instance in (i for found in instances_by_picture(config).values() for i in found):
+        assert (instance.view_agreement, instance.box_spread, instance.mask_score) == (0.5, 0.125, 0.75)
+        has_points = bool(CLASSES[instance.label].keypoints)
+        assert (instance.keypoint_scores is not None) is has_points
+        assert not has_points or instance.keypoint_scores.tolist() == [0.25, 0.75]
+    body = json.loads((tmp_path / "a" / "out" / "instances.json").read_text())
+    for row in body["annotations"]:
+        assert (row["view_agreement"], row["box_spread"], row["mask_score"]) == (0.5, 0.125, 0.75)
+        assert row["keypoint_scores"] == ([0.25, 0.75] if row["category_id"] == 7 else None)
+    for row in body["images"]:
+        own = instances_by_picture(config)[row["id"]]
+        assert (row["n_views_ok"], row["n_kept"]) == (1, sum(not i.ignore for i in own))
+        assert row["n_ignored"] == len(own) - row["n_kept"]
+        assert (row["status"], row["hit_detection_cap"]) == ("ok" if row["n_kept"] else "empty", None)
+    assert {row["status"] for row in body["images"]} == {"ok", "empty"}
+    assert body["info"]["versions"]["torch"]
+    results = json.loads((tmp_path / "a" / "out" / "results.json").read_text())
+    assert {(row["view_agreement"], row["box_spread"], row["mask_score"]) for row in results} == {(0.5, 0.125, 0.75)}
+
+
+def test_a_manifest_follows_from_its_inputs(plan, tmp_path):
+    config = plan("a")
+    first = distill.run(config).manifest
+    second = distill.run(dataclasses.replace(config, out=str(tmp_path / "again"))).manifest
+    assert second == first
+    report = (tmp_path / "again" / "report.json").read_bytes()
+    assert json.loads(first.source["files"])["report.json"] == commit.sha256_of(report)
+
+
 def test_every_detection_is_a_label_or_dropped_with_a_reason(plan, tmp_path):
     config = plan("a", min_score=0.75)
     result = distill.run(config)
@@ -286,13 +330,130 @@ def test_every_detection_is_a_label_or_dropped_with_a_reason(plan, tmp_path):
     pictures = [row for row in rows if row["label"] is None]
     lost = [row for row in rows if row["label"] is not None]
     total = sum(len(findings(record(20 + i)).scores) for i in range(7))
-    # Those of a picture that is left out for want of a label are not below their threshold for that alone.
     written = sum(len(found) for found in instances_by_picture(config).values())
-    uncertain = sum(0.375 <= score < 0.75 for row in pictures for score in findings(record(row["image_id"])).scores)
-    assert written + len(lost) + uncertain == total
+    assert written + len(lost) == total
     assert len(pictures) + result.manifest.rows_written == 7
     assert {row["reason"] for row in pictures} == {"nothing_kept"}
-    assert all(row["reason"] == "below_threshold" and row["score"] < row["threshold"] for row in lost)
+    # Uncertain ones of a picture that is left out for want of a label go with it.
+    assert {row["reason"] for row in lost} == {"below_threshold", "nothing_kept"}
+    assert all(row["score"] < row["threshold"] for row in lost)
+    made = result.manifest
+    assert (made.rows_in, made.rows_rejected) == (7, len(pictures))
+    assert (made.instances_in, made.instances_kept, made.instances_rejected) == (total, written, len(lost))
+    counts = json.loads(made.source["detections"])
+    assert counts["label"] + counts["uncertain"] == written
+    assert sum(counts.values()) == total
+
+
+def test_detections_on_known_pictures_are_accounted_for(plan, tmp_path):
+    val = write_dataset(tmp_path / "val", [[record(21)]])
+    made = distill.run(plan("a", val=val.uri, leaked=Leaked.LEAVE_OUT)).manifest
+    assert json.loads(made.source["detections"])["leaked"] == len(findings(record(21)).scores) > 0
+    assert (made.rows_in, made.instances_in) == (7, sum(len(findings(record(20 + i)).scores) for i in range(7)))
+
+
+def test_detections_that_are_lost_are_noticed(plan, tmp_path):
+    config = plan("a")
+    labels = write_predictions(tmp_path / "more", Dataset(config.pool), findings, detections=99)
+    with pytest.raises(ManifestError, match="does not add up: instances_in is 99"):
+        distill.run(dataclasses.replace(config, predictions=labels))
+
+
+def test_facts_are_let_go_as_they_are_added_up(plan, monkeypatch):
+    """What the driver holds does not grow with the number of shards."""
+    alive, most = weakref.WeakSet(), []
+
+    class Fact(dict):
+        __hash__ = object.__hash__
+
+    def watched(make_work, name, count):
+        for shard in range(count):
+            fact = Fact(json.loads(json.dumps(make_work()(shard))))
+            alive.add(fact)
+            most.append(len(alive))
+            yield shard, fact
+
+    monkeypatch.setattr(distill, "_facts", watched)
+    distill.run(plan("a", (1,) * 7))
+    assert max(most) <= 2
+
+
+def test_a_task_opens_nothing_but_its_shards(plan, monkeypatch):
+    """The index holds every picture of the pool: a task that reads it makes the whole quadratic."""
+    config, opened = plan("a"), []
+    read = pseudo_labels.Writer.write
+
+    def write(writer, shard):
+        with monkeypatch.context() as patch:
+            patch.setattr(Dataset, "__init__", lambda *_: pytest.fail("opened a data set"))
+            opened.append(shard)
+            return read(writer, shard)
+
+    monkeypatch.setattr(pseudo_labels.Writer, "write", write)
+    distill.run(config)
+    assert opened == [2, 1, 0]
+
+
+def test_a_damaged_shard_of_the_pool_is_found(plan, tmp_path):
+    config = plan("a")
+    path = tmp_path / "a" / "pool" / "shard-00002.arrow"
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\xff\xd8\xff") + 40] ^= 1  # in a picture
+    path.write_bytes(data)
+    with pytest.raises(DatasetError, match="does not match its sha256"):
+        distill.run(config)
+
+
+def test_naming_the_teacher_is_another_data_set(plan, monkeypatch):
+    config = plan("a")
+    inputs = distill_inputs.open_inputs(config)
+    assert distill_inputs.identity(config, inputs) != distill_inputs.identity(config, inputs._replace(teacher=object()))
+
+
+def test_ids_are_exact_wherever_they_are_read(plan):
+    """JSON readers hold numbers as float64, and a picture's own id may be as large as int64."""
+    large = 2**62
+
+    def renumbered(one):
+        return dataclasses.replace(findings(record(one.image_id - large)), image_id=one.image_id)
+
+    config = plan("a", found=renumbered, first=large + 20, min_score=0.0)
+    distill.run(config)
+    ids = [i.id for found in instances_by_picture(config).values() for i in found]
+    assert len(set(map(float, ids))) == len(ids) > 0
+    assert max(ids) < 2**53
+
+
+def test_only_classes_with_keypoints_get_them(plan):
+    def with_points(one):
+        found = findings(one)
+        points = np.tile(np.array([[10.5, 20.5, 0.3], [30.5, 9.5, 0.8]], np.float32), (len(found.scores), 1, 1))
+        return dataclasses.replace(found, keypoints=points)
+
+    for name, least, first in (("a", 0.0, [10, 20, 2]), ("b", 0.5, [0, 0, 0])):
+        config = plan(name, found=with_points, min_keypoint_score=least)
+        distill.run(config)
+        found = [i for of_picture in instances_by_picture(config).values() for i in of_picture]
+        assert {i.label for i in found} == {0, 1}
+        assert all(i.keypoints is None for i in found if not CLASSES[i.label].keypoints)
+        assert all(i.keypoints.tolist() == [first, [30, 9, 2]] for i in found if CLASSES[i.label].keypoints)
+
+
+def test_a_review_of_boxes_alone(plan, tmp_path):
+    """A detector without masks: rectangles for Label Studio, boxes for the others, and the report is drawn."""
+
+    def boxes(one):
+        return dataclasses.replace(findings(one), rles=None, mask_agreement=None)
+
+    distill.run(plan("a", found=boxes, review=3))
+    out = tmp_path / "a" / "out"
+    assert (out / "report.html").is_file()
+    tasks = json.loads((out / "review" / "label_studio.json").read_text())
+    regions = [region for task in tasks for region in task["predictions"][0]["result"]]
+    assert {len(region["value"]["points"]) for region in regions} == {4}
+    rows = json.loads((out / "review" / "cvat.json").read_text())["annotations"]
+    assert len(rows) == len(regions)
+    assert not any("segmentation" in row for row in rows)
 
 
 def test_labelled_and_validation_pictures_in_the_pool(plan, tmp_path):
@@ -351,7 +512,7 @@ def test_inputs_that_do_not_belong_together(plan, tmp_path):
 
 def test_a_prediction_of_another_picture_is_refused(plan):
     config = plan("a", found=lambda one: dataclasses.replace(findings(one), image_id=one.image_id + 1))
-    with pytest.raises(PredictionsError, match=r"picture \d of the pool has id 2\d, its prediction 2\d: predict again"):
+    with pytest.raises(PredictionsError, match=r"picture \d of the pool has id 2\d, its prediction 2\d: predict"):
         distill.run(config)
     assert not storage.is_file(*storage.open_uri(f"{config.out}/manifest.json"))
 

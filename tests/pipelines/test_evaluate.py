@@ -81,6 +81,15 @@ def test_classes_are_told_apart(data, tmp_path):
     assert pytest.approx(0.5, abs=1e-9) == found.mask.AP
 
 
+def test_objects_without_a_mask_are_counted(tmp_path):
+    bare = thing(2, (5, 6, 40, 40), 1, polygons=None)
+    data = write_dataset(tmp_path / "data", [[record(1, [thing(1, (2, 3, 20, 30))]), record(2, [bare])]])
+    found = evaluate.measure(data, write_predictions(tmp_path / "p", data, half_right))
+    assert found.without_mask == 1
+    assert found.mask.per_class == {"dog": PERFECT, "cat & <mouse>": -1.0}
+    assert found.box.per_class == {"dog": PERFECT, "cat & <mouse>": 0.0}
+
+
 def test_predictions_of_other_data_or_classes_are_refused(data, tmp_path):
     other = write_predictions(tmp_path / "a", data, half_right, dataset="0" * 64)
     with pytest.raises(EvaluationError, match=r"were made on other data than .*: predict again"):

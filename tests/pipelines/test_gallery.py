@@ -40,7 +40,7 @@ def test_the_page_shows_classes_and_pictures(tmp_path):
         "3.jpg, 64 x 48, 0 objects",
         "4.jpg, 64 x 48, not labelled",
     ]
-    assert "4 pictures, 1 of them unlabelled; 4 objects, 1 of them crowd regions." in source
+    assert "4 pictures, 1 of them unlabelled; 4 objects, 1 of them crowds or ignored." in source
     assert "4 of 4, chosen evenly" in source
     rows = re.findall(r"<tr>(.*?)</tr>", source)[1:]
     cells = [re.sub(r"<[^>]*>", "|", row).replace("||", "|").strip("|").split("|") for row in rows]

@@ -15,9 +15,10 @@ from model.picture import pad, resize, tight_hw
 from model.settings import override
 from model.structures import Images
 from model.views import View
-from pipelines import masks
+from pipelines import looking, masks
 from pipelines.config import Precision
-from pipelines.inference import Method, Source, network_sizes, predict_sources
+from pipelines.inference import Method, network_sizes, predict_sources
+from pipelines.looking import Source
 from tests.pipelines import tiny_run
 from tests.pipelines.seeing import Sees
 
@@ -188,11 +189,18 @@ def test_several_pictures_together_are_each_as_alone():
     assert [len(one.scores) for one in together] == [1, 1, 0]
 
 
-def test_each_view_runs_the_network_and_the_heads_once():
+def test_each_size_runs_the_network_and_the_heads_once():
     detector = Sees()
     look(detector, l_shape(30, 20), *FAST)
-    assert detector.decoded == [(1, 3, 64, 96)] * 2 + [(1, 3, 80, 120)] * 2
-    assert detector.passes == 4
+    assert detector.decoded == [(2, 3, 64, 96), (2, 3, 80, 120)]
+    assert detector.passes == 2
+
+
+def test_a_picture_is_resized_once_a_size(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(looking, "resize", lambda pixels, size, kind: sizes.append(size) or resize(pixels, size, kind))
+    look(Sees(), l_shape(30, 20), FLIPPED, LARGE, OWN, LARGE_FLIPPED)
+    assert sizes == [(64, 96), (80, 120)]
 
 
 def test_detectors_of_boxes_alone():

@@ -10,9 +10,10 @@ from torch.utils import _pytree as pytree
 
 from model.config import PictureConfig
 from model.picture import padded_hw, resized_hw
-from pipelines import masks
+from pipelines import decode, masks
+from pipelines.check_semantic import check_map
 from pipelines.geometry import AugmentConfig
-from pipelines.loading import Source, TrainBatches, aspect_groups, collate, stream
+from pipelines.loading import LoadingError, Source, TrainBatches, aspect_groups, collate, stream
 from pipelines.transforms import MaskCrop, Sample, Wanted, transform
 from tests.pipelines import tiny_run, tiny_shards
 from tests.pipelines.tiny_pictures import grey_png
@@ -259,3 +260,26 @@ def test_a_branch_without_labels_is_refused(data):
 def test_large_scale_jitter_gives_one_padded_size(data):
     jittered = TrainBatches([Source(data, 4)], PICTURE, AugmentConfig(jitter=(0.1, 2.0), crop_px=96), 0)
     assert {tuple(jittered[step].images.pixels.shape) for step in range(8)} == {(4, 3, 96, 96)}
+
+
+def test_a_picture_that_cannot_be_decoded_is_named_with_what_to_do(tmp_path):
+    cut = record(2)
+    rows = [record(1), dataclasses.replace(cut, image=cut.image[:-40])]  # what a check of headers lets pass
+    data = tiny_shards.write_dataset(tmp_path / "data", [rows])
+    match = r"record 1 \(2\.jpg\) of .*/data cannot be decoded \(corrupt: .*: prepare the data again without --no-full"
+    with pytest.raises(LoadingError, match=match):
+        batches(data, share=2)[0]
+
+
+def test_pictures_of_any_accepted_size_are_loaded(tmp_path, monkeypatch):
+    whole = grey_png(np.zeros((48, 64), np.uint8))
+    made = record(1, [thing(1, (4, 6, 30, 28))], image=whole, semantic=whole)
+    data = tiny_shards.write_dataset(tmp_path / "data", [[made]], semantic_classes=1)
+    for function in (decode.decode_rgb, decode.decode_rgb_fast, decode.decode_map):
+        monkeypatch.setattr(function, "__defaults__", (1000,))  # less than this picture has
+    monkeypatch.setattr(decode, "MAX_PIXELS", 1000)
+    check_map(whole, 48, 64, 1)
+    with pytest.raises(decode.DecodeError, match="the limit is 1000"):
+        decode.decode_map(whole)
+    batch = TrainBatches([Source(data, 1)], PICTURE, AugmentConfig(), 0, wanted=Wanted(semantic=1))[0]
+    assert batch.targets.valid.sum() == 1

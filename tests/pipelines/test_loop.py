@@ -16,10 +16,11 @@ import torch.multiprocessing as mp
 from model.config import DetectorConfig, Norm, PictureConfig
 from model.detector import loss_names
 from model.settings import override, to_dict
-from pipelines import checkpoints, commit, train, train_feed
+from pipelines import checkpoints, commit, loop, train, train_feed
 from pipelines.config import EvaluationConfig, Precision
 from pipelines.loop import Job, Supervisor, TrainingError, fit
 from pipelines.optim import Algorithm
+from pipelines.run_file import RunConflictError
 from tests.pipelines import tiny_run, tiny_shards
 from tests.pipelines.killed_runs import random_times
 from tests.pipelines.tiny_run import CPU
@@ -215,9 +216,12 @@ def test_steps_that_are_not_finite_may_be_left_out(data, tmp_path, monkeypatch):
 def test_too_many_in_a_row_end_the_run(data, tmp_path, monkeypatch):
     poison(monkeypatch, 3, 4, 5)
     config = tiny_run.config(data, tmp_path, optim={"max_skipped": 2})
-    with pytest.raises(TrainingError, match=r"a loss of worker 0 is not finite at step 5 \(its pictures: .*/skipped\)"):
+    with pytest.raises(TrainingError, match=r"a loss of worker 0 is not finite at step 5 \(its .*skipped 6 goes on"):
         fit(tiny_run.job(config), CPU, lambda row: None)
     assert folders(tmp_path) == ["step-00000002", "step-00000004"]
+    config = dataclasses.replace(config, optim=dataclasses.replace(config.optim, max_skipped=6))
+    monkeypatch.undo()
+    assert fit(tiny_run.job(config), CPU, lambda row: None) == 6
 
 
 @pytest.mark.parametrize("broken", range(1, 10))
@@ -330,7 +334,7 @@ def test_stage_wise_training_takes_the_proposals_of_another_detector(data, whole
         elif name.startswith("pyramid."):
             assert torch.equal(made[f"rpn_{name}"], value), name
     other = {"picture": PictureConfig(short_edge_px=64, long_edge_px=96, mean=(1.0, 2.0, 3.0))}
-    with pytest.raises(train.RunConflictError, match=r"takes pictures with mean .*: choose --rpn-from"):
+    with pytest.raises(RunConflictError, match=r"takes pictures with mean .*: choose --rpn-from"):
         train.resolve(dataclasses.replace(config, detector=tiny_run.detector_config(**other)))
 
 
@@ -476,6 +480,61 @@ def test_one_worker_goes_on_from_a_checkpoint_of_two(of_two, tmp_path):
     assert distance(one, two) < 1e-3 * distance(one, weights_at(config.out, 2))
 
 
+def test_a_compiled_run_is_one_graph_a_shape_and_learns_the_same(data, tmp_path, monkeypatch):
+    """Pictures of one aspect, with masks of any number of bytes: nothing is traced a second time."""
+    monkeypatch.setattr(loop, "_BACKEND", "aot_eager")
+    monkeypatch.setattr("pipelines.loading._MIN_MASK_BYTES", 1)
+    square = tiny_run.dataset(tmp_path / "square", stride=3)
+    lost = []
+    for compile_ in (False, True):
+        settings = {"optim": {"steps": 4, "batch": 2}, "execution": {"compile": compile_}}
+        config, rows = tiny_run.config(square, tmp_path / str(compile_), Norm.GROUP, **settings), []
+        sizes = {
+            len(batch.targets.masks.data) for batch in map(train_feed.build_batches(config, CPU).__getitem__, range(4))
+        }
+        assert len(sizes) > 1
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        fit(tiny_run.job(config), CPU, rows.append)
+        lost.append([row["loss/total"] for row in rows])
+    assert lost[1] == pytest.approx(lost[0], rel=1e-4)
+    counters = torch._dynamo.utils.counters
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]
+
+
+def test_what_cannot_be_compiled_is_an_error(data, tmp_path, monkeypatch):
+    """Not a return to plain execution that nobody notices."""
+    monkeypatch.setattr(loop, "_BACKEND", "aot_eager")
+
+    def losses(self, images, targets):
+        print("a graph break")
+        return {"none": images.pixels.float().mean()}
+
+    monkeypatch.setattr("model.detector.Detector.losses", losses)
+    with pytest.raises(torch._dynamo.exc.Unsupported):
+        fit(tiny_run.job(tiny_run.config(data, tmp_path, execution={"compile": True})), CPU, lambda row: None)
+
+
+def test_norms_over_all_workers_see_the_whole_batch(data, tmp_path):
+    """On CPUs too: the statistics are those of one worker that has the batch to itself."""
+    config = tiny_run.config(
+        tiny_run.dataset(tmp_path / "square", stride=3), tmp_path / "one", Norm.SYNC, optim={"steps": 1}
+    )
+    made = fit_and_state(config)
+    other = dataclasses.replace(config, out=str(tmp_path / "two"))
+    other = dataclasses.replace(other, execution=dataclasses.replace(other.execution, workers=2))
+    left, right = two_workers(tmp_path, tiny_run.fit_and_keep, other)
+    name = next(key for key in made if key.endswith("running_var"))
+    assert torch.equal(left["state"][name], right["state"][name])
+    torch.testing.assert_close(left["state"][name], made[name])
+
+
+def fit_and_state(config):
+    fit(tiny_run.job(config), CPU, lambda row: None)
+    return checkpoints.load_detector(checkpoints.load(config.out)).state_dict()
+
+
 def test_workers_agree_to_leave_out_a_step_that_only_one_could_not_do(data, tmp_path):
     config = tiny_run.config(data, tmp_path / "run", optim={"steps": 3, "max_skipped": 1}, execution={"workers": 2})
     left, right = two_workers(tmp_path, tiny_run.fit_with_a_bad_picture, config, 2)
@@ -490,9 +549,22 @@ def test_workers_agree_to_leave_out_a_step_that_only_one_could_not_do(data, tmp_
         assert value.isfinite().all()
 
 
+def test_workers_agree_to_leave_out_a_step_whose_gradient_only_one_spoilt(data, tmp_path):
+    """Every loss is finite; whose gradient it was cannot be told, so both name their pictures."""
+    config = tiny_run.config(data, tmp_path / "run", optim={"steps": 3, "max_skipped": 1}, execution={"workers": 2})
+    left, right = two_workers(tmp_path, tiny_run.fit_with_a_bad_gradient, config, 2)
+    assert right == []
+    assert [(row["step"], row["skipped_steps"]) for row in left] == [(1, 0), (2, 1), (3, 0)]
+    names = sorted(path.name for path in (tmp_path / "run" / "skipped").iterdir())
+    assert names == [f"step-00000002-worker-{rank}.json" for rank in (0, 1)]
+    for value in checkpoints.load_detector(checkpoints.load(config.out)).state_dict().values():
+        assert value.isfinite().all()
+
+
 @pytest.mark.soak
 def test_workers_agree_to_stop(data, tmp_path):
-    config = tiny_run.config(data, tmp_path / "run", optim={"steps": 3}, execution={"workers": 2})
+    settings = {"optim": {"steps": 3, "max_skipped": 0}, "execution": {"workers": 2}}
+    config = tiny_run.config(data, tmp_path / "run", **settings)
     told = two_workers(tmp_path, tiny_run.fit_with_a_bad_picture, config, 2)
     assert told[0] == told[1]
     assert told[0].startswith("TrainingError: a loss of worker 1 is not finite at step 2 (its pictures: ")

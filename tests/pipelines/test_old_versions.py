@@ -8,6 +8,7 @@ import pytest
 
 from pipelines import records
 from pipelines.dataset import Dataset, DatasetError
+from pipelines.distill_outputs import read_without_pictures
 from pipelines.geometry import AugmentConfig
 from pipelines.inspect import InspectConfig, run
 from pipelines.loading import Source, TrainBatches
@@ -15,6 +16,7 @@ from tests.pipelines import tiny_run
 
 FOLDER = Path(__file__).parent / "old_datasets"
 V1_HASH = "95801c0798bb2609417904826f9bdf016a2e13125130120d3f1d5ef3f1f52b11"
+V2_HASH = "7fce7311314165d88f0616f252285c9e89ed484d67faaf1d327f9021785c3230"
 
 
 def test_there_is_a_fixture_of_every_older_version():
@@ -35,6 +37,21 @@ def test_version_1_reads_as_it_was_written():
     assert third.instances[0].rle is not None
     assert [r.image_id for r in data.rejections()] == [4]
     assert run(InspectConfig(str(FOLDER / "v1"), verify=True)).problems == ()
+
+
+def test_version_2_reads_as_it_was_written():
+    data = Dataset(str(FOLDER / "v2"))
+    assert data.manifest.hash == V2_HASH
+    assert (len(data), data.manifest.schema_version, data.manifest.semantic_classes) == (3, 2, 9)
+    first, second, third = (data.record(index) for index in range(3))
+    assert first.semantic is not None
+    assert (first.instances[1].score, first.instances[1].loss_weight) == (0.5, 0.25)
+    np.testing.assert_array_equal(first.instances[1].keypoints, [[5, 6, 2], [7, 8, 1]])
+    assert (second.semantic, second.instances, third.instances[0].ignore) == (None, (), True)
+    pseudo = ("view_agreement", "box_spread", "mask_score", "keypoint_scores")
+    assert {getattr(i, name) for r in (first, third) for i in r.instances for name in pseudo} == {None}
+    assert run(InspectConfig(str(FOLDER / "v2"), verify=True)).problems == ()
+    assert [r.image_id for r in read_without_pictures(str(FOLDER / "v2"), "shard-00000.arrow")] == [1, 2]
 
 
 def test_version_1_trains():

@@ -1,21 +1,23 @@
 """Labelling a pool: the same bytes whoever does it and however often it dies, and an account of every picture."""
 
-import dataclasses
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
+import torch
 from pycocotools.coco import COCO
 
 from model.config import KeypointHeadConfig, MaskHeadConfig
-from pipelines import commit, labeller, predict, prepare, prepare_config, starting_weights
+from model.merge import Merge
+from pipelines import checkpoints, commit, labeller, predict, prepare, prepare_config
 from pipelines.coco_export import to_coco
 from pipelines.config import Precision
 from pipelines.dataset import Dataset
@@ -26,16 +28,11 @@ from pipelines.predict import PredictConfig
 from pipelines.predictions import PredictionsError, PredictionsManifest, all_pictures
 from pipelines.ray_session import ray_session
 from tests.pipelines import tiny_run
+from tests.pipelines.pool_runs import dying, files, kill_points, save
 from tests.pipelines.tiny_pictures import png
 from tests.pipelines.tiny_shards import CLASSES, record, write_dataset
 
 SHARDS = (3, 2, 4, 1)
-
-
-def save(folder, classes=CLASSES, **changes):
-    """A checkpoint of random weights to which every box is a detection."""
-    box = dataclasses.replace(tiny_run.detector_config().box, score_threshold=0.0)
-    return starting_weights.save(str(folder), tiny_run.build(box=box, **changes), classes, {}).uri
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +55,12 @@ def in_turn(config, order, missing):
 @pytest.fixture
 def alone(monkeypatch):
     monkeypatch.setattr(predict, "_label_all", in_turn)
+    monkeypatch.setattr(predict, "run_shards", one_by_one)
+    monkeypatch.setattr(predict, "ray_session", lambda address: contextlib.nullcontext())
 
 
-def files(folder):
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+def one_by_one(make_work, shards):
+    return ((shard, json.loads(json.dumps(make_work()(shard)))) for shard in shards)
 
 
 def config(teacher, pool, out, **changes):
@@ -118,6 +117,7 @@ def test_bytes_do_not_depend_on_order_or_interruption(teacher, pool, tmp_path, a
         ({"batch": 2}, "begun with batch 4, now it is 2"),
         ({"views": "64,64f"}, r"begun with views \['64'\], now it is \['64', '64f'\]"),
         ({"voting_iou": 0.5}, "begun with voting_iou 0.8, now it is 0.5"),
+        ({"merge": Merge.NONE}, "begun with merge vote, now it is none"),
     ],
 )
 @pytest.mark.parametrize("ended", [True, False])
@@ -129,6 +129,62 @@ def test_what_was_begun_otherwise_is_refused(teacher, pool, tmp_path, alone, cha
     with pytest.raises(PredictionsError, match=message):
         predict.run(config(teacher, pool, tmp_path / "out", **changes))
     assert files(tmp_path / "out") == before
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def test_damaged_shards_of_an_unfinished_run_are_made_again(teacher, pool, tmp_path, alone, monkeypatch):
+    """A flipped bit, a cut, and the file of another shard under the name."""
+    asked = config(teacher, pool, tmp_path / "out")
+    predict.run(asked)
+    wanted = files(asked.out)
+    names = [tmp_path / "out" / f"predictions-{number:05d}.arrow" for number in range(len(SHARDS))]
+    (tmp_path / "out" / "manifest.json").unlink()
+    flip(names[0])
+    names[1].write_bytes(names[1].read_bytes()[:-100])
+    names[2].write_bytes(wanted[names[3].name])
+    made = []
+
+    def counted(settings, order, missing):
+        made.extend(missing)
+        return in_turn(settings, order, missing)
+
+    monkeypatch.setattr(predict, "_label_all", counted)
+    predict.run(asked)
+    assert made == [0, 1, 2]
+    assert files(asked.out) == wanted
+
+
+def test_a_task_tried_again_finds_its_shard(teacher, pool, tmp_path, alone, monkeypatch):
+    def twice(settings, order, missing):
+        worker = Labeller(order)
+        for shard in missing:
+            first = worker.label(shard)
+            with monkeypatch.context() as patch:
+                patch.setattr(Labeller, "_predict", lambda *_: pytest.fail("predicted again"))
+                assert worker.label(shard) == first
+            yield shard, Labelled.from_facts(first)
+
+    monkeypatch.setattr(predict, "_label_all", twice)
+    predict.run(config(teacher, pool, tmp_path / "out"))
+
+
+def test_a_worker_decodes_with_all_its_threads(teacher, pool, tmp_path, alone, monkeypatch):
+    """Two pictures of a batch meet while they are decoded."""
+    meet, plain = threading.Barrier(2), labeller.decode
+
+    def decode(record):
+        meet.wait(timeout=30)
+        return plain(record)
+
+    monkeypatch.setattr(labeller, "decode", decode)
+    even = tiny_run.dataset(tmp_path / "even", (4, 2), stride=3)
+    predict.run(config(teacher, even, tmp_path / "out", batch=2, cpus_per_worker=2))
+    torch.set_num_threads(1)
 
 
 def test_another_data_set_checkpoint_or_kind_of_machine_is_refused(teacher, pool, tmp_path, alone, monkeypatch):
@@ -150,7 +206,8 @@ def test_another_data_set_checkpoint_or_kind_of_machine_is_refused(teacher, pool
     [
         ({"batch": 0}, "needs batch >= 1"),
         ({"min_workers": 3, "workers": 2}, "min-workers 3 and workers 2, wanted no more"),
-        ({"voting_iou": 1.5}, r"got voting-iou 1.5, wanted 0 \(none\) to 1"),
+        ({"voting_iou": 1.5}, "got voting-iou 1.5, wanted above 0 to 1"),
+        ({"voting_iou": 0.0}, "got voting-iou 0.0, wanted above 0 to 1; --merge none does not vote"),
         ({"views": "some"}, "wanted none, fast, paper or short edges"),
     ],
 )
@@ -221,6 +278,15 @@ def local_ray():
         yield
 
 
+@pytest.mark.ray
+def test_what_a_worker_cannot_load_is_said_as_it_is(pool, tmp_path, local_ray):
+    """Its constructor runs in a process of Ray's, which alone would call it dead."""
+    uri = save(tmp_path / "checkpoint")
+    flip(Path(uri) / checkpoints.MODEL_FILE)
+    with pytest.raises(checkpoints.CheckpointError, match="is damaged; use another checkpoint"):
+        predict.run(config(uri, pool, tmp_path / "out", workers=1))
+
+
 EDGE = Path(os.environ.get("MASKRAY_TEST_DATA", "")) / "edge_images"
 
 
@@ -246,41 +312,12 @@ def test_hostile_pictures_in_a_pool_are_all_accounted_for(teacher, tmp_path, alo
     assert account.labelled >= 7
 
 
-def dying(points, marks):
-    """A labeller whose process is killed (kill -9) once at each of the points: (shard, fault point of its write)."""
-
-    class Dying(Labeller):
-        def label(self, shard):
-            for number, (at, point) in enumerate(points):
-                mark = Path(marks) / f"{number}"
-                if at != shard or mark.exists():
-                    continue
-                mark.touch()
-
-                class Kills:
-                    def reach(self, name, point=point):
-                        if name == point:
-                            os.kill(os.getpid(), signal.SIGKILL)
-
-                write = commit.write_file
-                commit.write_file = lambda *a, **k: write(*a, **k, faults=Kills())  # noqa: B023
-                break
-            return super().label(shard)
-
-    return Dying
-
-
-def kill_points(count, seed=0):
-    rng = np.random.default_rng(seed)
-    return [(int(rng.integers(len(SHARDS))), str(rng.choice(commit.FAULT_POINTS))) for _ in range(count)]
-
-
 def check_killed_actors(count, teacher, pool, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(predict, "_label_all", in_turn)
         predict.run(config(teacher, pool, tmp_path / "whole"))
     (tmp_path / "marks").mkdir()
-    monkeypatch.setattr(predict, "Labeller", dying(kill_points(count), str(tmp_path / "marks")))
+    monkeypatch.setattr(predict, "Labeller", dying(kill_points(count, len(SHARDS)), str(tmp_path / "marks")))
     predict.run(config(teacher, pool, tmp_path / "killed", workers=2, min_workers=1))
     assert len(list((tmp_path / "marks").iterdir())) == count
     assert files(tmp_path / "killed") == files(tmp_path / "whole")

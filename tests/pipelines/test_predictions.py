@@ -69,11 +69,13 @@ def test_keypoints_agreement_and_rejections_are_kept(tmp_path):
         view_agreement=np.array([0.5, 1.0], np.float32), box_spread=np.array([0.25, 0.0], np.float32),
     )  # fmt: skip
     lost = dataclasses.replace(findings(record(0)), rles=None, mask_agreement=None, rejected="truncated")
+    empty = dataclasses.replace(findings(record(0)), keypoints=np.zeros((0, 5, 3), np.float32))
     filesystem, path = storage.open_uri(str(tmp_path / "p.arrow"))
-    data = predictions.to_ipc([made, lost], {})
+    data = predictions.to_ipc([made, lost, empty], {})
     commit.write_file(filesystem, path, memoryview(data))
     info = FileInfo("p.arrow", data.size, commit.sha256_of(memoryview(data)))
-    found, other = predictions.read_pictures(str(tmp_path), info)
+    found, other, nothing = predictions.read_pictures(str(tmp_path), info)
+    assert nothing.keypoints.size == 0
     assert_same(found, made)
     for name in ("keypoints", "view_agreement", "box_spread"):
         np.testing.assert_array_equal(getattr(found, name), getattr(made, name))
@@ -90,16 +92,23 @@ def test_the_hash_is_that_of_the_file(written, tmp_path):
     assert manifest.hash == commit.sha256_of((tmp_path / "labels" / "manifest.json").read_bytes())
 
 
-def test_the_notes_of_a_shard(tmp_path):
+def test_a_shard_without_a_manifest_is_whole_or_nothing(tmp_path):
+    """A flipped bit anywhere, in its notes too, or a cut: it must be made again."""
     filesystem, path = storage.open_uri(str(tmp_path / "p.arrow"))
-    assert predictions.read_meta(filesystem, path) is None
+    assert predictions.read_intact(filesystem, path) is None
     data = predictions.to_ipc([findings(record(2))], {"shard": 3, "batch": 4})
     commit.write_file(filesystem, path, memoryview(data))
-    assert predictions.read_meta(filesystem, path) == {"shard": 3, "batch": 4}
+    info = FileInfo("p.arrow", data.size, commit.sha256_of(memoryview(data)))
+    assert predictions.read_intact(filesystem, path) == ({"shard": 3, "batch": 4}, info)
     assert predictions.to_ipc([findings(record(2))], {"batch": 4, "shard": 3}).equals(data)
-    for bad in (b"", b"ARROW1", bytes(data)[:-20], b"x" * 500):
-        (tmp_path / "p.arrow").write_bytes(bad)
-        assert predictions.read_meta(filesystem, path) is None
+    bad = [b"", b"ARROW1", bytes(data)[:-20], b"x" * 500, bytes(data) + b"x"]
+    for place in [*np.random.default_rng(0).integers(0, data.size, 200).tolist(), bytes(data).index(b'"shard"') + 9]:
+        flipped = bytearray(bytes(data))
+        flipped[place] ^= 1 << place % 8
+        bad.append(bytes(flipped))
+    for content in bad:
+        (tmp_path / "p.arrow").write_bytes(content)
+        assert predictions.read_intact(filesystem, path) is None
 
 
 def test_damage_is_found(written, tmp_path):

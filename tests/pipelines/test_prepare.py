@@ -15,7 +15,7 @@ from pycocotools import mask as coco_mask
 from pipelines import inspect, masks, prepare, prepare_config
 from pipelines.dataset import Dataset
 from pipelines.ray_session import ray_session
-from pipelines.rejections import Reason
+from pipelines.rejections import Reason, Rejection
 from pipelines.shard_task import PlanConflictError, attempt_name
 from tests.pipelines import tiny_coco
 from tests.pipelines.tiny_coco import annotation, image
@@ -293,3 +293,16 @@ def test_real_keypoints_are_kept(tmp_path):
 
 def test_ray_was_left_running():
     assert ray.is_initialized()
+
+
+def test_a_budget_counts_once_and_judges_pictures_and_objects_apart():
+    lost = [Rejection(Reason.BAD_BOX, "bbox", "[0]", False, instances=1)] * 3
+    budget = prepare.Budget(0.1, [Rejection(Reason.CORRUPT_PICTURE, "file_name", "x", True, instances=2)])
+    budget.check(10, 20)
+    budget.add(lost)
+    budget.check(10, 50)
+    budget.check(10, None)
+    with pytest.raises(prepare.RejectionBudgetError, match=r"5 of 49 objects .*: 3 x bad_box .*; 1 x corrupt_picture"):
+        budget.check(10, 49)
+    with pytest.raises(prepare.RejectionBudgetError, match="1 of 9 pictures were rejected so far, more than the share"):
+        budget.check(9, 100)

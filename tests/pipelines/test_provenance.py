@@ -1,6 +1,7 @@
 """The chain from labels back to what people labelled, over two rounds."""
 
 import json
+from pathlib import Path
 
 from pipelines import checkpoints, commit, dataset_writer, provenance, storage
 from pipelines.dataset import Dataset
@@ -12,12 +13,12 @@ from tests.pipelines import tiny_run
 from tests.pipelines.tiny_shards import CLASSES, detected, record, thing, write_dataset, write_predictions
 
 
-def trained(folder, sets):
+def trained(folder, sets, **begun_with):
     """A run's folder as training leaves it."""
     detector = tiny_run.build()
     optimiser = build_optimiser(detector, tiny_run.config((), folder).optim)
     made = checkpoints.write(str(folder), checkpoints.snapshot(1, detector, optimiser, CLASSES))
-    body = {"identity": {}, "train": [data.uri for data in sets], "tracking": {}}
+    body = {"identity": {"config": begun_with}, "train": [data.uri for data in sets], "tracking": {}}
     filesystem, path = storage.open_uri(f"{folder}/run.json")
     commit.write_file(filesystem, path, commit.sealed("run", 1, body))
     return made
@@ -38,10 +39,10 @@ def test_the_chain_reaches_back_over_two_rounds(tmp_path):
     found = PredictionsManifest.load(labels)
     first = trained(tmp_path / "teacher", [people])
     assert [uri for uri, _ in provenance.training_sets(first)] == [people.uri]
-    one = provenance.of_distillation(people, pool, found, first)
+    one = provenance.of_distillation(people, (pool.uri, pool.manifest), found, first)
     made = pseudo(tmp_path / "pseudo", one)
     second = trained(tmp_path / "student", [people, made])
-    two = provenance.of_distillation(people, pool, found, second)
+    two = provenance.of_distillation(people, (pool.uri, pool.manifest), found, second)
     assert (one["round"], two["round"]) == (1, 2)
     assert two["teacher"]["data"][1]["from"] == json.loads(json.dumps(one))
     assert two["teacher"]["files"] == second.files
@@ -52,14 +53,30 @@ def test_the_chain_reaches_back_over_two_rounds(tmp_path):
     assert "round" not in inspect(InspectConfig(people.uri)).text
 
 
+def test_what_the_first_weights_saw_is_in_the_chain(tmp_path):
+    sets = [write_dataset(tmp_path / name, [[record(number)]]) for number, name in enumerate("abc", start=1)]
+    first = trained(tmp_path / "first", [sets[0]])
+    other = trained(tmp_path / "other", [sets[1]], init="", rpn_from=f"{tmp_path}/last")
+    last = trained(tmp_path / "last", [sets[2], sets[0]], init=first.uri, rpn_from=other.uri)
+    assert [uri for uri, _ in provenance.training_sets(last)] == [sets[2].uri, sets[0].uri, sets[1].uri]
+
+
 def test_a_teacher_that_is_not_there_any_more(tmp_path):
     people = write_dataset(tmp_path / "people", [[record(1)]])
     found = PredictionsManifest.load(write_predictions(tmp_path / "labels", people, lambda one: detected(one, [])))
-    chain = provenance.of_distillation(people, people, found, None)
+    chain = provenance.of_distillation(people, (people.uri, people.manifest), found, None)
     assert (chain["round"], chain["teacher"]["data"]) == (1, [])
     assert "by the teacher not named (c)" in "\n".join(provenance.lines(chain))
     gone = trained(tmp_path / "run", [people])
     (tmp_path / "people" / "manifest.json").unlink()
-    lost = provenance.of_distillation(people, people, found, gone)
+    lost = provenance.of_distillation(people, (people.uri, people.manifest), found, gone)
     assert "not there any more" in "\n".join(provenance.lines(lost))
     assert provenance.training_sets(gone) == []
+
+
+def test_an_installed_wheel_has_no_state_of_sources(tmp_path, monkeypatch):
+    """Whatever repository lies around it."""
+    has_history = (Path(provenance.__file__).parents[1] / ".git").exists()
+    assert bool(provenance.versions()["sources"]) is has_history
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "pipelines" / "provenance.py"))
+    assert provenance.versions()["sources"] is None

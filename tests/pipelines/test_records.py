@@ -30,7 +30,11 @@ ROWS = [
     record(1, [instance(1), instance(2, polygons=None, rle=b"abc", crowd=True, score=0.5, loss_weight=0.25)]),
     record(2),
     record(3, [instance(3, polygons=None, keypoints=np.arange(6, dtype=np.float32).reshape(2, 3)), instance(4)]),
-]
+    record(4, [
+        instance(5, view_agreement=0.5, box_spread=0.25, mask_score=0.75),
+        instance(6, view_agreement=1.0, box_spread=0.0, keypoint_scores=np.array([0.5, -2.0], np.float32)),
+    ]),
+]  # fmt: skip
 
 
 def assert_same(one, other):
@@ -43,23 +47,23 @@ def assert_same(one, other):
             np.testing.assert_equal(getattr(b, name), value)
 
 
-@pytest.mark.parametrize("row", range(4))
+@pytest.mark.parametrize("row", range(5))
 def test_a_row_comes_back_as_it_was_also_from_a_slice(row):
     table = records.to_table(ROWS)
     records.check_schema(table.schema, "x")
     assert_same(ROWS[row], records.from_table(table, row))
     assert_same(ROWS[row], records.from_table(table.to_batches()[0], row))
     assert_same(ROWS[row], records.from_table(table.slice(row), 0))
-    assert_same(ROWS[row], records.from_table(pa.concat_tables([table, table]), 4 + row))
+    assert_same(ROWS[row], records.from_table(pa.concat_tables([table, table]), 5 + row))
 
 
 def test_no_records_make_an_empty_table():
     assert records.to_table([]).num_rows == 0
 
 
-@pytest.mark.parametrize("row", [-1, 4])
+@pytest.mark.parametrize("row", [-1, 5])
 def test_rows_that_are_not_there(row):
-    with pytest.raises(IndexError, match=f"row {row} of 4"):
+    with pytest.raises(IndexError, match=f"row {row} of 5"):
         records.from_table(records.to_table(ROWS), row)
 
 

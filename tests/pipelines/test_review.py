@@ -10,13 +10,10 @@ from pycocotools.coco import COCO
 
 from pipelines import masks, review
 from pipelines.masks import rasterise
-from pipelines.selection import ClassSelection
+from pipelines.pool_shards import ShardTable
 from tests.pipelines.tiny_shards import CLASSES, record, thing, write_dataset
 
-SELECTION = [
-    ClassSelection(info.name, 30, 1.0, 6, threshold, threshold, threshold / 2, 6, 0, 9, False)
-    for info, threshold in zip(CLASSES, (0.5, 0.7), strict=True)
-]
+THRESHOLDS = [0.5, 0.7]
 
 
 def found(number, box, label, score, **changes):
@@ -38,8 +35,12 @@ def folder(tmp_path_factory):
         record(3),
         record(4, [found(41, (5, 5, 25, 25), 0, 0.51)], file_name="deep/er/four.JPG"),
     ]
-    write_dataset(out, [rows[:2], rows[2:]])
-    review.export(str(out), SELECTION, 2, "/data/local-files/?d=review/", "teacher-1")
+    data = write_dataset(out, [rows[:2], rows[2:]])
+    table = ShardTable.of(data.manifest.shards)
+    chosen = [review.doubtful(shard, str(out), table, THRESHOLDS, 2)["rows"] for shard in (0, 1)]
+    assert [[row for _, row in rows] for rows in chosen] == [[1, 0], [1]]
+    assert [value for rows in chosen for value, _ in rows] == pytest.approx([0.02, 0.49, 0.01], abs=1e-6)
+    review.export(str(out), [3, 1], "/data/local-files/?d=review/", "teacher-1")
     return Path(out) / "review"
 
 

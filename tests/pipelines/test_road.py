@@ -18,6 +18,7 @@ from pipelines.dataset import Dataset
 from pipelines.masks import rasterise
 from pipelines.presets import preset
 from pipelines.ray_session import RayError, ray_session
+from pipelines.run_file import RunConflictError
 from pipelines.shapes import ShapesConfig, generate
 from pipelines.tracking import Tracker
 
@@ -112,7 +113,7 @@ def test_the_same_command_goes_on_from_the_last_checkpoint(data, tmp_path):
     assert checkpoints.latest(str(tmp_path / "run")).step == 20
     again = train.run(stopped)
     assert again.checkpoint.endswith("step-00000020")
-    with pytest.raises(train.RunConflictError, match=r"optim\.steps was 20, is 30"):
+    with pytest.raises(RunConflictError, match=r"optim\.steps was 20, is 30"):
         train.run(small_run(data, tmp_path / "run", 30))
 
 
@@ -175,7 +176,7 @@ def test_a_detector_of_other_classes_is_refused(data, teacher, tmp_path):
     with pytest.raises(evaluate.EvaluationError, match="use a checkpoint trained on these classes"):
         evaluate.run(evaluate.EvaluateConfig(checkpoint=result.checkpoint, data=str(other), out=str(tmp_path / "e")))
     config = dataclasses.replace(small_run(data, tmp_path / "r", 4), train=(str(other),), init=result.checkpoint)
-    with pytest.raises(train.RunConflictError, match="train on data with the checkpoint's classes"):
+    with pytest.raises(RunConflictError, match="train on data with the checkpoint's classes"):
         train.run(config)
 
 

@@ -38,6 +38,33 @@ def test_filters_leave_pictures_out_and_shares_are_of_what_is_left(data):
     assert both[[13, 14]].tolist() == pytest.approx([2**0.5, 1.0])  # there the dog is the rare one
 
 
+def test_small_pictures_are_left_out(tmp_path):
+    sizes = [(48, 64), (31, 64), (64, 32), (400, 20)]
+    data = write_dataset(tmp_path, [[record(n, [thing(n, (1, 1, 9, 9))], size) for n, size in enumerate(sizes)]])
+    assert repeats(data, SamplingConfig(min_side_px=32)).tolist() == [1, 0, 1, 0]
+    with pytest.raises(ValueError, match=r"sampling\.min_side_px must be >= 0, got -1"):
+        SamplingConfig(min_side_px=-1)
+
+
+def test_pictures_with_few_labelled_keypoints_are_left_out(tmp_path):
+    def shown(*visible):
+        return np.array([[3, 4, v] for v in visible], np.float32)
+
+    rows = [
+        record(0, [thing(0, BOX, 1, keypoints=shown(2, 1)), thing(1, BOX), thing(2, BOX, 1, keypoints=shown(0, 2))]),
+        record(1, [thing(3, BOX, 1, keypoints=shown(0, 0))]),
+        record(2),
+        record(3, [thing(4, BOX, 1, keypoints=shown(2, 0))]),
+        record(4, [thing(5, BOX, 1, keypoints=shown(1, 1))]),
+    ]
+    data = write_dataset(tmp_path, [rows[:2], rows[2:]])
+    assert data.labelled_keypoints().tolist() == [3, 0, 0, 1, 2]
+    assert repeats(data, SamplingConfig(min_keypoints=1)).tolist() == [1, 0, 0, 1, 1]
+    assert repeats(data, SamplingConfig(min_keypoints=3)).tolist() == [1, 0, 0, 0, 0]
+    with pytest.raises(ValueError, match="sampling leaves no picture of"):
+        repeats(data, SamplingConfig(min_keypoints=4))
+
+
 def test_what_leaves_nothing_or_is_unknown_is_told(data, tmp_path):
     with pytest.raises(ValueError, match=r"sampling\.classes has \['bird'\], .* has the classes \['dog', "):
         repeats(data, SamplingConfig(classes=("bird",)))

@@ -7,7 +7,7 @@ import pytest
 
 from pipelines import selection
 from pipelines.predictions import PicturePrediction, PredictionsError
-from pipelines.pseudo_labels import Weight, pseudo_record
+from pipelines.pseudo_labels import Rules, pseudo_record
 from pipelines.selection import KEEP_ALL, KEEP_NONE, Fate, Key, Limits, Search, Tally
 from tests.pipelines import tiny_shards
 
@@ -73,8 +73,17 @@ def test_exactly_the_best_are_kept(seed):
         for wanted in range(-1, len(ordered) + 2):
             choice = selection.choose(last_kept(shards, label, wanted), Limits(0.0, 1.0, 1.0))
             kept = [key for key in ordered if choice.fate(key) is Fate.LABEL]
-            certain = sum(key.minus_score == -1.0 for key in ordered)  # at the cap
-            assert kept == ordered[: max(wanted, certain)]
+            assert kept == ordered[: max(wanted, 0)]
+
+
+@pytest.mark.parametrize("wanted", [0, 2])
+def test_saturated_scores_are_kept_by_the_rule_alone(wanted):
+    """A softmax in float32 gives 1 to whatever it is sure of."""
+    shards = [[picture(1, [1.0, 1.0, 1.0], [0, 0, 0])]]
+    choice = selection.choose(last_kept(shards, 0, wanted), LIMITS)
+    kept = [key for key in keys(shards, 0) if choice.fate(key) is Fate.LABEL]
+    assert len(kept) == wanted
+    assert (choice.threshold > 1.0) is (wanted == 0)  # an audit, which knows the threshold alone, keeps none either
 
 
 def test_the_limits_hold_whatever_the_rule_says():
@@ -83,7 +92,7 @@ def test_the_limits_hold_whatever_the_rule_says():
     assert (low.threshold, high.threshold) == (0.7, 0.5)
     assert low.fate(Key(-0.65, 1, 0)) is Fate.UNCERTAIN
     assert high.fate(Key(-0.55, 1, 0)) is Fate.LABEL
-    assert [selection.choose(key, LIMITS).threshold for key in (KEEP_ALL, KEEP_NONE)] == [0.3, 1.0]
+    assert [selection.choose(key, LIMITS).threshold for key in (KEEP_ALL, KEEP_NONE)] == [0.3, pytest.approx(1.0)]
 
 
 def test_the_uncertain_band_begins_at_a_share_of_the_threshold():
@@ -103,9 +112,19 @@ def test_a_detection_without_a_pixel_is_nothing():
 
 
 def test_a_histogram_counts_every_detection_once():
-    tally = Tally.of([picture(1, [0.05, 0.55, 0.55, 0.99, 1.0], [0, 0, 0, 0, 1])])
-    assert tally.histogram(0) == [1, 0, 0, 0, 0, 2, 0, 0, 0, 1]
+    scores = [0.05, 0.55, 0.55, 0.99, 1.0]
+    counts = selection.histogram([picture(1, scores, [0, 0, 0, 0, 1], [1, 1, 1, 1, 1]), picture(2, [0.9], [0], [0])], 3)
+    assert counts.tolist() == [[1, 0, 0, 0, 0, 2, 0, 0, 0, 1], [0] * 9 + [1], [0] * 10]
+    tally = Tally.of([picture(1, scores, [0, 0, 0, 0, 1])])
     assert (tally.found(0), tally.found(1), tally.found(2)) == (4, 1, 0)
+
+
+def test_a_score_on_a_tenth_is_in_the_bin_that_begins_there():
+    tenths = [tenth / 10 for tenth in range(10)]
+    above = [tenth + 1e-4 for tenth in tenths]
+    below = [tenth + 0.1 - 1e-4 for tenth in tenths]
+    for scores in (tenths, above, below):
+        assert selection.histogram([picture(1, scores, [0] * 10)], 1).tolist() == [[1] * 10], scores
 
 
 @pytest.mark.parametrize("score", [-0.1, 1.5, float("nan")])
@@ -117,14 +136,13 @@ def test_a_score_out_of_range_is_refused(score):
 def test_few_labels_are_said():
     choice = selection.choose(KEEP_NONE, LIMITS)
     few = selection.described("dog", 19, 10, 4, choice, (1, 2, 3))
-    assert (few.few_labels, few.labelled_rate, few.rule_threshold, few.threshold) == (True, 1.9, 2.0, 1.0)
+    assert (few.few_labels, few.labelled_rate, few.rule_threshold) == (True, 1.9, 2.0)
+    assert few.threshold == pytest.approx(1.0)
     assert not selection.described("dog", 20, 10, 4, choice, (1, 2, 3)).few_labels
 
 
-def test_keypoints_and_box_only_detections_become_objects():
-    found = picture(7, [0.9, 0.8], [0, 0])
-    points = np.array([[[10.5, 20.5, 0.3]], [[1.0, 2.0, 0.9]]], np.float32)
-    found = dataclasses.replace(found, rles=None, keypoints=points)
-    made = pseudo_record(tiny_shards.record(7, []), found, [selection.Choice(KEEP_ALL, 0.5, LIMITS)], Weight.ONE)
-    assert [instance.rle for instance in made.instances] == [None, None]
-    assert made.instances[0].keypoints.tolist() == [[10, 20, 2]]
+def test_box_only_detections_become_objects():
+    found = dataclasses.replace(picture(7, [0.9, 0.8], [0, 0]), rles=None)
+    rules = Rules((selection.Choice(KEEP_ALL, 0.5, LIMITS),), tiny_shards.CLASSES)
+    made = pseudo_record(3, tiny_shards.record(7, []), found, selection.fates(found, rules.choices), rules)
+    assert [(i.rle, i.keypoints, i.id) for i in made.instances] == [(None, None, 3001), (None, None, 3002)]

@@ -1,10 +1,14 @@
+import dataclasses
+import errno
 import os
+from types import SimpleNamespace
 
 import pytest
 
 from pipelines import check, check_instance, dataset_writer, part_files, shard_task, storage
 from pipelines.datasets import coco
 from pipelines.rejections import Reason
+from pipelines.source_index import RawRow
 from tests.pipelines import tiny_coco
 from tests.pipelines.tiny_coco import image
 
@@ -81,6 +85,42 @@ def test_odd_files_are_rejected_unread(tmp_path):
     assert sum(r.info.rows for r in results) == 2
 
 
+def test_names_that_no_disk_can_look_up_are_rejected(tmp_path):
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "self.jpg").symlink_to("self.jpg")
+    names = ["x" * 300 + ".jpg", "self.jpg", "real.jpg/below.jpg", "real.jpg"]
+    entries = [image(k, file_name=name) for k, name in enumerate(names)]
+    task = planned(tmp_path, images=entries, annotations=[], pictures=["real.jpg"])
+    result = shard_task.make_shard(task, 0)
+    assert {r.image_id: r.reason for r in result.rejections} == dict.fromkeys(range(3), Reason.MISSING_PICTURE)
+    assert result.info.rows == 1
+
+
+@pytest.mark.parametrize("at", ["get_file_info", "read_bytes"])
+@pytest.mark.parametrize(
+    ("code", "is_rejected"), [(errno.EACCES, True), (errno.ELOOP, True), (errno.EIO, False), (errno.ESTALE, False)]
+)
+def test_a_file_that_cannot_be_read_costs_its_row_and_a_store_that_fails_the_task(tmp_path, at, code, is_rejected):
+    folder = shard_task._Folder(str(tmp_path), Reason.MISSING_PICTURE)
+    (tmp_path / "a.jpg").write_bytes(b"x")
+
+    def fail(*_):
+        raise OSError(code, "told so")
+
+    row = RawRow(1, "a.jpg", None, None, ())
+    with pytest.MonkeyPatch.context() as patch:
+        if at == "read_bytes":
+            patch.setattr(storage, "read_bytes", fail)
+        else:
+            folder._filesystem = SimpleNamespace(get_file_info=fail)
+        if is_rejected:
+            found = folder.read(row, "a.jpg", "file_name")
+            assert found.reason is Reason.MISSING_PICTURE
+        else:
+            with pytest.raises(OSError, match="told so"):
+                folder.read(row, "a.jpg", "file_name")
+
+
 def test_large_files_are_rejected_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(shard_task, "MAX_PICTURE_BYTES", 100)
     result = shard_task.make_shard(planned(tmp_path), 0)
@@ -90,3 +130,11 @@ def test_large_files_are_rejected_unread(tmp_path, monkeypatch):
 def test_shard_names():
     assert dataset_writer.shard_name(7) == "shard-00007.arrow"
     assert shard_task.part_name(7) == "_plan/part-00007.json"
+
+
+def test_a_plan_that_another_machine_cannot_see_is_told(tmp_path):
+    task = planned(tmp_path)
+    there = dataclasses.replace(task, out=str(tmp_path / "another machine"))
+    with pytest.raises(shard_task.MissingPlanError, match=r"sees no .*part-00000\.json.* several machines --out must"):
+        shard_task.make_shard(there, 0)
+    assert not (tmp_path / "another machine").exists()

@@ -6,7 +6,7 @@ import types
 
 import pytest
 
-from pipelines import checkpoints, loop, sweep_trial, train
+from pipelines import checkpoints, loop, run_file, sweep_trial, train
 from pipelines.sweep_space import Range
 from pipelines.sweep_trial import Plan, Point
 from tests.pipelines import tiny_run
@@ -31,6 +31,7 @@ def trained(monkeypatch):
 
     def run(config):
         loop.fit(tiny_run.job(config), tiny_run.CPU, lambda row: None)
+        checkpoints.retain(config.out, config.execution.keep_checkpoints, ())  # as the run's evaluator does
 
     monkeypatch.setattr(train, "run", run)
     monkeypatch.setattr(sweep_trial, "measure", lambda plan, config, checkpoint: float(checkpoint.step))
@@ -45,6 +46,24 @@ def test_a_trial_reports_up_to_its_last_step(plan, trained):
     assert steps == sorted(set(steps))
     assert found[-1] == Point(6, 24, 6.0, f"{plan.base.out}/a/checkpoints/step-00000006")
     assert list(sweep_trial.points(plan, config, 6)) == []
+
+
+@pytest.mark.parametrize(("is_population", "kept"), [(True, [1, 2, 3, 4, 5, 6]), (False, [5, 6])])
+def test_what_others_go_on_from_is_there_until_the_sweep_is_over(plan, trained, monkeypatch, is_population, kept):
+    """A trial that is copied may be steps ahead by the time its copy starts."""
+    base = dataclasses.replace(plan.base, execution=dataclasses.replace(plan.base.execution, keep_checkpoints=2))
+    plan = dataclasses.replace(plan, base=base, reports=6, is_population=is_population)
+    there = []
+
+    def report(values, checkpoint):
+        there.append(checkpoints.steps(values["run"]))
+
+    monkeypatch.setattr(sweep_trial.tune, "get_context", lambda: types.SimpleNamespace(get_trial_id=lambda: "a"))
+    monkeypatch.setattr(sweep_trial.tune, "get_checkpoint", lambda: None)
+    monkeypatch.setattr(sweep_trial.tune, "report", report)
+    sweep_trial.run_trial(plan, {RATE.name: 0.01})
+    assert all(steps == list(range(1, len(steps) + 1)) for steps in there)
+    assert checkpoints.steps(f"{base.out}/a") == kept
 
 
 def test_what_ends_a_training_ends_its_trial(plan, monkeypatch):
@@ -112,7 +131,7 @@ def test_a_logged_metric_may_come_late_but_must_come(plan, monkeypatch):
             return [types.SimpleNamespace(step=step, value=value) for step, value in rows.items()]
 
     monkeypatch.setattr("mlflow.tracking.MlflowClient", Client)
-    monkeypatch.setattr(train, "tracking_of", lambda run: ("sqlite:///x.db", "id"))
+    monkeypatch.setattr(run_file, "tracking_of", lambda run: ("sqlite:///x.db", "id"))
     monkeypatch.setattr(sweep_trial, "_POLL_S", 0.01)
     assert sweep_trial._logged(plan.base, "loss/total", 2) == 3.0
     assert sweep_trial._logged(plan.base, "loss/total", 4) == 2.5

@@ -2,7 +2,11 @@
 
 import json
 import logging
+import os
+import re
+import socket
 import sqlite3
+import time
 
 import mlflow
 import pytest
@@ -10,7 +14,7 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from model.settings import to_dict
-from pipelines import checkpoints, train
+from pipelines import checkpoints, tracking, train
 from pipelines.optim import OptimConfig, build_optimiser
 from pipelines.presets import preset
 from pipelines.tracking import TrackedDataset, Tracker, flatten
@@ -40,6 +44,7 @@ def test_a_run_and_its_restart_are_one(uri, tmp_path_factory):
         first.metrics({"loss/total": 1.0 / step, "learning_rate": 0.1}, step)
     first.finish("FAILED")
     again = Tracker(uri, first.run_id, "ignored")
+    again.begin()
     again.metrics({"loss/total": 9.0}, 30)  # the steps since the last checkpoint come again
     again.metrics({"loss/total": 8.0}, 40)
     assert again.run_id == first.run_id
@@ -62,6 +67,66 @@ def test_two_trainings_are_two_runs_of_one_experiment(uri):
     assert len({client.get_run(tracker.run_id).info.experiment_id for tracker in made}) == 1
     for tracker in made:
         tracker.finish("FINISHED")
+
+
+def test_a_finished_run_stays_finished_whatever_is_added_to_it(uri):
+    """As a report does, or an evaluation after the end."""
+    first = Tracker(uri, None, "done")
+    first.finish("FINISHED")
+    client = MlflowClient(tracking_uri=uri)
+    ended = client.get_run(first.run_id).info.end_time
+    later = Tracker(uri, first.run_id, "")
+    assert later.metric_names() == []
+    later.metrics({"val/mask/AP": 0.5}, 9)
+    later.finish("FINISHED")
+    info = client.get_run(first.run_id).info
+    assert (info.status, info.end_time) == ("FINISHED", ended)
+    assert later.history("val/mask/AP") == [(9, 0.5)]
+
+
+@pytest.fixture
+def dead_server(monkeypatch):
+    """Takes connections and never answers."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_server_that_never_answers_costs_no_time(uri, dead_server, monkeypatch, caplog):
+    """Neither a step nor the end of the run waits for it."""
+    tracker = Tracker(uri, None, "cut off")
+    tracker._client = MlflowClient(tracking_uri=dead_server)
+    monkeypatch.setattr("pipelines.tracking._FLUSH_S", 2.0)
+    started = time.monotonic()
+    for step in range(2000):
+        tracker.metrics({"loss": 1.0}, step)
+    assert time.monotonic() - started < 1.0
+    with caplog.at_level(logging.WARNING, "pipelines.tracking"):
+        tracker.finish("FINISHED")
+    assert time.monotonic() - started < 10
+    assert re.search(r"tracking: 200\d messages to the server are lost", caplog.text)
+
+
+def test_a_server_that_never_answers_stops_no_start(dead_server, caplog):
+    started = time.monotonic()
+    with caplog.at_level(logging.WARNING, "pipelines.tracking"):
+        tracker = Tracker(dead_server, None, "x")
+        assert used(tracker) == []
+    assert tracker.run_id == ""
+    assert time.monotonic() - started < 20
+    assert "could not start" in caplog.text
+
+
+def test_requests_are_given_up_soon_unless_told_otherwise(uri, monkeypatch):
+    for name in tracking._PATIENCE:
+        monkeypatch.delenv(name, raising=False)
+    Tracker(uri, "0" * 32, "x")
+    assert {name: os.environ[name] for name in tracking._PATIENCE} == tracking._PATIENCE
+    for name in tracking._PATIENCE:
+        monkeypatch.setenv(name, "77")
+    Tracker(uri, "0" * 32, "x")
+    assert {os.environ[name] for name in tracking._PATIENCE} == {"77"}
 
 
 def used(tracker):

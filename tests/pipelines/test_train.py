@@ -1,16 +1,20 @@
 """Before any worker starts: data that fit, a folder that is this run's, and what another run's folder says."""
 
 import dataclasses
+import math
+import typing
+from pathlib import Path
 
 import pytest
 
 from model.settings import override
-from pipelines import checkpoints, commit, train
-from pipelines.config import EvaluationConfig
+from pipelines import checkpoints, commit, run_file, storage, train, train_feed
+from pipelines.config import EvaluationConfig, PseudoConfig, TrainConfig
 from pipelines.manifest import ClassInfo, ManifestError
 from pipelines.optim import build_optimiser
+from pipelines.order import SamplingConfig
+from pipelines.run_file import RunConflictError, Tracking
 from pipelines.storage import canonical_uri
-from pipelines.train import RunConflictError
 from tests.pipelines import tiny_run, tiny_shards
 from tests.pipelines.tiny_shards import CLASSES, record, thing
 
@@ -30,7 +34,11 @@ def other_classes(folder, classes):
 
 
 def claim(config):
-    return train._claim(config, train.resolve(config)[1])
+    return run_file.claim(config, [manifest.hash for manifest in train.resolve(config)[1].values()])
+
+
+def written(config):
+    return Path(config.out, "run.json").read_bytes()
 
 
 def test_the_number_of_classes_follows_the_data(config, data):
@@ -48,14 +56,33 @@ def test_length_and_rate_become_those_of_the_data(config, data):
     assert (resolved.optim.steps, resolved.optim.milestones) == (9, (4,))
     assert resolved.optim.learning_rate == pytest.approx(config.optim.learning_rate / 2)
     assert train.resolve(resolved)[0] == resolved
-    said = train._plan(dataclasses.replace(config, optim=optim), resolved, {data.uri: data.manifest})
+    said = train._plan(dataclasses.replace(config, optim=optim), resolved)
     assert said == "9 steps of 4 pictures, 4 epochs of 9 pictures, 1 workers, learning rate 0.01 (0.02 x 4/8)"
+
+
+@pytest.mark.parametrize(
+    ("sampling", "an_epoch"),
+    [({"repeat_threshold": 1.0}, 12), ({"drop_empty": True}, 9), ({"classes": ("dog",)}, None)],
+)
+def test_an_epoch_is_as_long_as_sampling_makes_it(config, data, sampling, an_epoch):
+    """What an epoch is to the schedule is what the order of samples takes for one."""
+    config = dataclasses.replace(
+        config, sampling=SamplingConfig(**sampling), optim=dataclasses.replace(config.optim, epochs=8, milestones=(4,))
+    )
+    feed = train_feed.build_batches(config, tiny_run.CPU)
+    length = len(feed._orders[0])
+    assert an_epoch in (None, length)
+    resolved = train.resolve(config)[0]
+    assert resolved.optim.steps == math.ceil(8 * length / 4)
+    assert resolved.optim.milestones == (round(4 * length / 4),)
+    assert f"epochs of {length} pictures" in train._plan(config, resolved)
 
 
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
         ({"metric": "box/mAP"}, "evaluation.metric must be box/ or mask/ and one of AP, AP50, .* got 'box/mAP'"),
+        ({"metric": "keypoints/AP"}, "evaluation.metric must be box/ or mask/ and one of"),
         ({"metric": "AP"}, "evaluation.metric must be box/ or mask/"),
         ({"every": 5}, "evaluation.every needs --val: give a prepared"),
         ({"patience": 2}, "evaluation.patience needs evaluation.every: without"),
@@ -64,6 +91,29 @@ def test_length_and_rate_become_those_of_the_data(config, data):
 def test_measuring_that_cannot_be(config, changes, match):
     with pytest.raises(ValueError, match=match):
         train.resolve(dataclasses.replace(config, evaluation=EvaluationConfig(**changes)))
+
+
+def test_a_detector_without_masks_cannot_be_chosen_by_them(config):
+    detector = dataclasses.replace(config.detector, mask=dataclasses.replace(config.detector.mask, enabled=False))
+    config = dataclasses.replace(config, detector=detector)
+    train.resolve(config)
+    with pytest.raises(ValueError, match=r"evaluation.metric must be box/ and one of .* got 'mask/AP'"):
+        train.resolve(dataclasses.replace(config, evaluation=EvaluationConfig(metric="mask/AP")))
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "match"),
+    [
+        ("pooler.operation", "pool", r"with detector\.pooler\.operation=pool: its gradient has no deterministic form"),
+        ("backbone.deformable_stages", [4], r"with detector\.backbone\.deformable_stages: .* train on CPUs"),
+    ],
+)
+def test_what_has_no_deterministic_form_on_a_gpu_is_refused_before_it_starts(config, path, value, match):
+    detector = override(config.detector, path, value)
+    config = dataclasses.replace(config, deterministic=True, detector=detector)
+    train.resolve(config)
+    with pytest.raises(ValueError, match=match):
+        train.resolve(dataclasses.replace(config, execution=dataclasses.replace(config.execution, gpu=True)))
 
 
 @pytest.mark.parametrize(
@@ -114,17 +164,19 @@ def test_initial_weights_must_be_of_the_datas_classes(config, tmp_path):
 
 
 def test_a_folder_is_claimed_once_and_found_again(config, tmp_path):
-    path, body = claim(config)
-    written = (tmp_path / "run" / "run.json").read_bytes()
-    assert path == str(tmp_path / "run" / "run.json")
-    assert body == commit.unsealed(written, "run", 1)
-    assert body["tracking"] == {}
-    assert claim(config) == (path, body)
-    assert (tmp_path / "run" / "run.json").read_bytes() == written
+    made = claim(config)
+    first = written(config)
+    assert commit.unsealed(first, "run", 1)["tracking"] == {}
+    assert made.tracking == claim(config).tracking == Tracking("", "")
+    assert written(config) == first
+    made.track(Tracking("sqlite:///x.db", "id"))
+    assert claim(config).tracking == Tracking("sqlite:///x.db", "id")
+    assert run_file.tracking_of(config.out) == ("sqlite:///x.db", "id")
 
 
 def test_places_and_execution_may_change(config, data, tmp_path):
-    first = claim(config)
+    claim(config)
+    first = written(config)
     copy = tiny_run.dataset(tmp_path / "copy")
     assert copy.manifest.hash == data.manifest.hash
     for changes in (
@@ -132,8 +184,10 @@ def test_places_and_execution_may_change(config, data, tmp_path):
         {"val": data.uri},
         {"tracking_uri": "sqlite:///x.db"},
         {"execution": dataclasses.replace(config.execution, workers=4, checkpoint_every=7)},
+        {"optim": dataclasses.replace(config.optim, max_skipped=40)},
     ):
-        assert claim(dataclasses.replace(config, **changes)) == first
+        claim(dataclasses.replace(config, **changes))
+        assert written(config) == first
 
 
 @pytest.mark.parametrize(
@@ -183,8 +237,92 @@ def to_wide(detector):
 def test_differences_name_each_setting():
     old = {"a": 1, "b": {"c": 2, "d": [1]}, "gone": 3}
     new = {"a": 1, "b": {"c": 2, "d": [2]}, "new": None, "more": 0}
-    assert train._differences(old, new) == ["b.d was [1], is [2]", "gone was 3, is None", "more was None, is 0"]
-    assert train._differences(old, old) == []
+    assert run_file.differences(old, new) == ["b.d was [1], is [2]", "gone was 3, is None", "more was None, is 0"]
+    assert run_file.differences(old, old) == []
+
+
+def old_run(config, data, **changes):
+    """A run's file as an older version wrote it, its data being those of today."""
+    body = commit.unsealed((Path(__file__).parent / "old_runs" / "version-1.json").read_bytes(), "run", 1)
+    body["identity"]["data"] = [data.manifest.hash]
+    body["identity"]["config"] |= changes
+    Path(config.out).mkdir()
+    Path(config.out, "run.json").write_bytes(commit.sealed("run", 1, body))
+
+
+def test_a_run_of_an_older_version_goes_on(config, data, monkeypatch):
+    """Settings that it did not know are at their defaults; any other value of them is another run."""
+    old_run(config, data)
+    assert claim(train.resolve(config)[0]).tracking.run_id == "0123456789abcdef0123456789abcdef"
+
+    @dataclasses.dataclass(frozen=True)
+    class Grown(PseudoConfig):
+        added: int = 0
+
+    hints = {**typing.get_type_hints(TrainConfig), "pseudo": Grown}
+    monkeypatch.setattr(typing, "get_type_hints", lambda kind: hints if kind is TrainConfig else real(kind))
+    grown = dataclasses.replace(train.resolve(config)[0], pseudo=Grown())
+    claim(grown)
+    with pytest.raises(RunConflictError, match=r"\(config\.pseudo\.added was 0, is 1\)"):
+        claim(dataclasses.replace(grown, pseudo=Grown(added=1)))
+
+
+real = typing.get_type_hints
+
+
+def test_a_setting_that_is_gone_is_named(config, data):
+    old_run(config, data, gone=3)
+    with pytest.raises(RunConflictError, match=r"config\.gone was 3, is None"):
+        claim(train.resolve(config)[0])
+
+
+def test_first_weights_are_known_by_their_content(config, tmp_path):
+    detector = tiny_run.build()
+    for name in ("a", "b"):
+        checkpoints.save(str(tmp_path / name), 1, detector, build_optimiser(detector, config.optim), CLASSES)
+    checkpoints.save(str(tmp_path / "c"), 2, detector, build_optimiser(detector, config.optim), CLASSES)
+    claim(dataclasses.replace(config, init=str(tmp_path / "a")))
+    claim(dataclasses.replace(config, init=str(tmp_path / "b")))
+    for other in ("", str(tmp_path / "c")):
+        with pytest.raises(RunConflictError, match=r"weights\.init was '\w{64}', is "):
+            claim(dataclasses.replace(config, init=other))
+
+
+class Tracked:
+    """A tracker that starts where it is said to."""
+
+    def __init__(self, starts):
+        self._starts, self.asked = starts, []
+
+    def __call__(self, uri, run_id, name):
+        self.asked.append((uri, run_id))
+        self.run_id = run_id or (f"run-{len(self.asked)}" if self._starts else "")
+        return self
+
+    def __getattr__(self, name):
+        return lambda *arguments: None
+
+
+def test_a_run_has_one_mlflow_run_whenever_tracking_began(config, monkeypatch):
+    """Also where the first start could not track; another place is a new run, and said."""
+    tracker, said = Tracked(starts=False), []
+
+    def start(uri):
+        changed = dataclasses.replace(config, tracking_uri=uri)
+        resolved, manifests, _ = train.resolve(changed)
+        on_file = run_file.claim(resolved, [manifest.hash for manifest in manifests.values()])
+        train._tracker(resolved, on_file, manifests, said.append)
+        return run_file.claim(resolved, [m.hash for m in manifests.values()]).tracking
+
+    monkeypatch.setattr(train, "Tracker", tracker)
+    assert start("http://a") == Tracking("", "")
+    tracker._starts = True
+    assert [start("http://a") for _ in range(2)] == [Tracking("http://a", "run-2")] * 2
+    assert said == []
+    assert start("http://b") == start("http://b") == Tracking("http://b", "run-4")
+    assert said == ["tracked as a new run at http://b: what came before stays in run run-2 at http://a"]
+    runs = ("", "", "run-2", "", "run-4")
+    assert tracker.asked == [(f"http://{at}", run) for at, run in zip("aaabb", runs, strict=True)]
 
 
 def test_a_folder_of_something_else_is_left_alone(config, tmp_path):
@@ -216,3 +354,22 @@ def test_paths_are_written_out_for_workers_elsewhere(config, tmp_path, monkeypat
     assert (full.val, full.out, full.init) == (f"{tmp_path}/v", canonical_uri(f"{tmp_path}/run"), "")
     assert train._with_full_places(full) == full
     assert full.identity() == short.identity()
+
+
+def test_remote_data_that_do_not_fit_are_shuffled_in_windows_that_a_run_keeps(config, data, tmp_path, monkeypatch):
+    manifests = {data.uri: data.manifest}
+    total = sum(shard.bytes for shard in data.manifest.shards)
+    monkeypatch.setenv("MASKRAY_CACHE_GB", str((total - 1) / 1e9))
+    assert train._with_window(config, manifests) == config  # a local set is mapped where it is
+    places = storage.is_local
+    monkeypatch.setattr(storage, "is_local", lambda filesystem: False)
+    first = train._with_window(config, manifests)
+    assert first.shuffle_window >= 1
+    asked = dataclasses.replace(config, shuffle_window=7)
+    assert train._with_window(asked, manifests) == asked
+    monkeypatch.setenv("MASKRAY_CACHE_GB", "1")
+    assert train._with_window(config, manifests).shuffle_window == 0
+    monkeypatch.setattr(storage, "is_local", places)
+    run_file.claim(first, [data.manifest.hash])
+    monkeypatch.setattr(storage, "is_local", lambda filesystem: False)
+    assert train._with_window(config, manifests) == first  # on a machine with more room, too

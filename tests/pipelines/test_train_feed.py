@@ -1,19 +1,24 @@
 """What a worker is fed: held-out pictures never, pseudo-labelled ones in their share, their regions ignored."""
 
 import dataclasses
+import os
+import subprocess
+import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from model.matching import ignored
 from model.roi.sampling import sample_rois
-from pipelines import checkpoints, dataset_writer, loop, storage, train
+from pipelines import checkpoints, dataset_writer, loop, storage, train, train_feed
 from pipelines.config import PseudoConfig, TrainConfig, default_ratio
 from pipelines.dataset import Dataset
 from pipelines.geometry import AugmentConfig
-from pipelines.holdout import held_out_by
+from pipelines.holdout import held_out_by, held_out_ids
 from pipelines.train_feed import Place, build_batches, held_out, trained_on
-from tests.pipelines import tiny_run, tiny_shards
+from tests.pipelines import tiny_pictures, tiny_run, tiny_shards
 
 CPU = Place(0, 1, torch.device("cpu"))
 
@@ -65,6 +70,38 @@ def test_the_checkpoint_knows_what_was_held_out(people, tmp_path):
     out = frozenset(held_out(config, people).tolist())
     assert held_out_by(checkpoints.load(str(tmp_path))) == {people.manifest.hash: out}
     assert len(out) == 4
+
+
+def begun(people, out, earlier, **changes):
+    """A run of two steps that begins with another's weights."""
+    config = tiny_run.config(people, out, optim={"steps": 2}, init=earlier, **changes)
+    loop.fit(tiny_run.job(config), CPU, lambda row: None)
+    return checkpoints.load(str(out))
+
+
+def test_what_the_first_weights_saw_is_not_held_out(people, tmp_path):
+    config = tiny_run.config(people, tmp_path / "first", optim={"steps": 2}, holdout=0.2)
+    loop.fit(tiny_run.job(config), CPU, lambda row: None)
+    first = held_out(config, people)
+    again = begun(people, tmp_path / "again", str(tmp_path / "first"), holdout=0.5, holdout_seed=1)
+    wanted = set(held_out_ids(people.image_ids, 0.5, 1).tolist()) & set(first.tolist())
+    assert held_out_by(again) == {people.manifest.hash: wanted}
+    other = tiny_run.dataset(tmp_path / "other", (6,), stride=2)
+    second = begun(other, tmp_path / "second", again.uri, holdout=0.5)
+    assert held_out_by(second)[people.manifest.hash] == wanted
+    assert len(held_out_by(second)[other.manifest.hash]) == 3
+
+
+def test_first_weights_that_do_not_know_what_they_saw(people, tmp_path, monkeypatch):
+    """Neither this run nor any that begins with it can say what was held out."""
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "trained_on", lambda config: {})
+        begun(people, tmp_path / "old", "")
+    second = begun(people, tmp_path / "second", str(tmp_path / "old"))
+    assert held_out_by(second) == {}
+    config = tiny_run.config(people, tmp_path / "third", init=second.uri, holdout=0.2)
+    with pytest.raises(train.RunConflictError, match="does not say which pictures it was trained on, so holding"):
+        train.resolve(config)
 
 
 def test_only_the_first_set_holds_pictures_out(people, pseudo, tmp_path):
@@ -149,3 +186,72 @@ def test_settings_out_of_range():
 def test_the_length_of_a_run_counts_the_pictures_it_sees(people, tmp_path):
     config = tiny_run.config(people, tmp_path, holdout=0.5, optim={"epochs": 2})
     assert train.resolve(config)[0].optim.steps == 5
+
+
+@pytest.mark.parametrize(("batch", "drawn"), [(16, "10 : 6"), (10, "6 : 4")])
+def test_a_run_says_how_its_batches_are_divided(people, pseudo, tmp_path, batch, drawn):
+    given = tiny_run.config((people, pseudo), tmp_path, optim={"batch": batch})
+    resolved = train.resolve(given)[0]
+    assert f"steps of {batch} pictures ({drawn} of the training sets), " in train._plan(given, resolved)
+
+
+LITTLE_MEMORY = """
+import resource, sys
+from pathlib import Path
+import torch
+from pipelines.train_feed import Place, build_batches
+from pipelines.dataset import Dataset
+from tests.pipelines import tiny_run
+torch.set_num_threads(1)
+batches = build_batches(tiny_run.config(Dataset(sys.argv[1]), "out", optim={"batch": 2}), tiny_run.CPU)
+batches[0]
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + int(sys.argv[2]), -1))
+try:
+    batches[1]
+except MemoryError as error:
+    print(error)
+"""
+
+
+@pytest.mark.parametrize("room", [1 << 20, *(pytest.param(1 << power, marks=pytest.mark.soak) for power in (16, 22))])
+def test_too_little_memory_for_a_batch_names_its_pictures(tmp_path, room):
+    """A limit on the address space, as a batch system sets it; pictures that take more than is left."""
+    side = 2000
+    pixels = np.zeros((side, side, 3), np.uint8)
+    records = [
+        tiny_shards.record(
+            40 + n, [tiny_shards.thing(n, (2, 3, 900, 800))], (side, side), image=tiny_pictures.png(pixels)
+        )
+        for n in range(2)
+    ]
+    data = tiny_shards.write_dataset(tmp_path, [records])
+    command = [sys.executable, "-c", LITTLE_MEMORY, data.uri, str(room)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=300)
+    assert done.stdout.startswith("too little memory to build the batch of pictures [4")
+    assert "of up to 2000 x 2000 pixels (" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert "lower execution.loader_processes or optim.batch" in done.stdout
+
+
+def test_a_loader_that_was_killed_is_named_with_its_pictures(people, tmp_path, monkeypatch):
+    def killed(*_):
+        yield from ()
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    def other(*_):
+        yield from ()
+        raise RuntimeError("sizes differ")
+
+    config = tiny_run.config(people, tmp_path, execution={"loader_processes": 2})
+    monkeypatch.setattr(train_feed, "stream", killed)
+    feed = train_feed.Feed(config, CPU, 3)
+    first = [int(n) for n in build_batches(config, CPU)[3].image_ids]
+    with pytest.raises(train_feed.LoaderKilledError, match=r"building one of: pictures \[") as caught:
+        list(feed.parts())
+    assert f"pictures {first}, of up to" in str(caught.value)
+    assert str(caught.value).count("pictures [") == 2
+    monkeypatch.setattr(train_feed, "stream", other)
+    with pytest.raises(RuntimeError, match=r"^sizes differ$"):
+        list(train_feed.Feed(config, CPU, 3).parts())

@@ -7,7 +7,7 @@ import torch
 
 from model.config import Norm
 from model.settings import override
-from pipelines import checkpoints, train_feed
+from pipelines import checkpoints, loop, train_feed
 from pipelines.config import Precision
 from pipelines.optim import Algorithm
 from pipelines.train_state import Part, TrainState
@@ -200,3 +200,41 @@ def test_the_fingerprint_sees_one_bit(data):
     with torch.no_grad():
         weight[1, 2, 0, 1] *= 1 + 2**-23
     assert int(state.fingerprint()) != before
+
+
+GPU_SETTINGS = [
+    {},
+    {"precision": Precision.BF16},
+    {"precision": Precision.FP16, "optim": {"ema_decay": 0.9, "clip_norm": 0.5, "algorithm": Algorithm.ADAMW}},
+]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("settings", GPU_SETTINGS, ids=["fp32", "bf16", "fp16-ema-adamw"])
+def test_a_whole_step_on_a_gpu_never_waits_for_it(data, settings):
+    """From the batch on the device to the updated weights: losses, gradients, clipping, optimiser, average, scale."""
+    config = tiny_run.config(data, "unused", **settings)
+    gpu = torch.device("cuda")
+    state = TrainState(tiny_run.build().to(gpu).train(), config)
+    batches = train_feed.build_batches(config, CPU)
+    parts = [train_feed.to_device(part(batches, step), gpu) for step in range(3)]
+    state.step(state.detector, parts[:1])  # the first step chooses algorithms and reserves memory
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        outcomes = [state.step(state.detector, [one]) for one in parts[1:]]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert not any(bool(outcome.lost) for outcome in outcomes)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", [Precision.FP32, Precision.BF16])
+def test_two_deterministic_runs_on_a_gpu_are_one(data, tmp_path, monkeypatch, precision):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    hashes = set()
+    for name in ("a", "b"):
+        config = tiny_run.config(data, tmp_path / name, precision=precision, deterministic=True)
+        loop.fit(tiny_run.job(config), train_feed.Place(0, 1, torch.device("cuda")), lambda row: None)
+        hashes.add(checkpoints.load(config.out).hash)
+    assert len(hashes) == 1

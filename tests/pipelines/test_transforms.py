@@ -156,6 +156,20 @@ def test_regions_that_are_no_positives_are_left_out():
     assert len(transform(record(1, things, (40, 60)), half, KEPT, rng()).labels) == 1
 
 
+@pytest.mark.parametrize("augment", [KEPT, FLIPPED, AugmentConfig(flip=0.0, short_edges_px=(80,))])
+def test_boxes_end_where_the_picture_does(augment):
+    things = [thing(1, (-10, -5, 30, 20)), thing(2, (30, 20, 75, 49.5), 1), thing(3, (59.5, 0, 90, 40))]
+    made = transform(record(1, things, (40, 60)), PictureConfig(short_edge_px=40, long_edge_px=160), augment, rng())
+    height, width = made.pixels.shape[1:]
+    wanted = np.array([[0, 0, 30, 20], [30, 20, 60, 40]]) * (height / 40)
+    if augment is FLIPPED:
+        wanted[:, [0, 2]] = width - wanted[:, [2, 0]]
+    if augment.short_edges_px:
+        assert height == 80  # and the third is a pixel wide there
+        wanted = np.concatenate([wanted, [[119, 0, 120, 80]]])
+    np.testing.assert_allclose(made.boxes, wanted)
+
+
 def test_a_picture_without_objects_has_empty_arrays():
     made = transform(record(1, [], (40, 60)), SAME, KEPT, rng())
     assert made.boxes.shape == (0, 4)

@@ -144,6 +144,28 @@ def fit_with_a_bad_picture(place, run_config, step):
     return rows
 
 
+def fit_with_a_bad_gradient(place, run_config, step):
+    """Train; in one step the second worker's gradient is no number, though its losses are."""
+    built, stepped = loop.build_detector, TrainState.step
+
+    def build_and_hook(detector):
+        made = built(detector)
+        weight = made.rpn.head.convs[0].weight
+        weight.register_hook(lambda gradient: gradient * (float("nan") if weight.spoilt else 1.0))
+        weight.spoilt = False
+        return made
+
+    def counted(state, *arguments):
+        state.steps_begun = getattr(state, "steps_begun", 0) + 1
+        state.detector.rpn.head.convs[0].weight.spoilt = place.rank == 1 and state.steps_begun == step
+        return stepped(state, *arguments)
+
+    loop.build_detector, TrainState.step = build_and_hook, counted
+    rows = []
+    loop.fit(job(run_config), place, rows.append)
+    return rows
+
+
 def fit_on_a_machine_that_computes_wrongly(place, run_config, step):
     """Train; the second worker's weights change by one bit after a step."""
     stepped, done = TrainState.step, []

@@ -1,12 +1,13 @@
 """Cityscapes: both forms of labels give the same objects, and Cityscapes' own tools agree with them."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines import decode, masks, prepare
+from pipelines import careful, check, check_instance, decode, masks, prepare, storage
 from pipelines.datasets import cityscapes
 from pipelines.geometry import AugmentConfig
 from pipelines.inspect import InspectConfig, run
@@ -127,7 +128,7 @@ def test_a_picture_with_bad_labels_is_set_aside_and_counted(tmp_path, change, re
     ("changes", "match"),
     [
         ({"imgHeight": 0}, "wanted positive integers"),
-        ({"imgWidth": 10**9}, "wanted positive integers"),
+        ({"imgWidth": 10**9}, "the limit is 67108864 pixels"),
         ({"imgHeight": "128"}, "wanted positive integers"),
         ({"objects": 5}, "not a polygon file"),
         ({"objects": [{"label": "spaceship", "polygon": [[0, 0], [1, 1], [2, 0]]}]}, "'spaceship'.*does not know"),
@@ -184,3 +185,54 @@ def test_cityscapes_own_reader_finds_the_same_objects(root, data):
         ours = {i.id: (data.manifest.classes[i.label].id, i.area) for i in record.instances}
         assert ours == theirs
     assert decode.read_header(record.image).format == "PNG"
+
+
+def test_labels_are_decoded_where_a_decoder_may_die(root):
+    row = cityscapes.read_index(str(root), "train", polygons=False).rows[0]
+    picture = root / "leftImg8bit" / "train" / row.file_name
+    labels = root / "gtFine" / "train" / row.labels
+    known = {info.id: number for number, info in enumerate(cityscapes.CLASSES)}
+    rules = check.Rules(check_instance.Vocabulary(known, (0,) * len(known)), labelled=True)
+    with careful.CarefulJudge() as judge:
+        made = judge(row, picture.read_bytes(), rules, None, labels.read_bytes())
+        assert made.record.instances
+        lost = judge(row, picture.read_bytes(), rules, None, labels.read_bytes()[:-40])
+    assert lost.reason is Reason.BAD_LABELS
+
+
+@pytest.mark.parametrize("polygons", [False, True])
+def test_labels_obey_the_limit_of_pixels(root, polygons):
+    row = cityscapes.read_index(str(root), "train", polygons).rows[0]
+    data = (root / "gtFine" / "train" / row.labels).read_bytes()
+    height, width, objects = cityscapes.read_labels(data, row.labels)
+    assert len(cityscapes.read_labels(data, row.labels, height * width).objects) == len(objects)
+    with pytest.raises(cityscapes.LabelsError, match=f"the limit is {height * width - 1}"):
+        cityscapes.read_labels(data, row.labels, height * width - 1)
+
+
+def test_extra_pictures_have_no_fine_labels(tmp_path):
+    tiny_cityscapes.write(tmp_path, (("bonn", 1),), "train_extra")
+    shutil.rmtree(tmp_path / "gtFine")
+    made = prepared(config(tmp_path, tmp_path / "out", split="train_extra"))
+    assert (made.manifest.rows_written, made.manifest.labelled_images, made.manifest.instances_in) == (1, 0, 0)
+
+
+def test_changed_pictures_and_labels_are_another_source(tmp_path):
+    tiny_cityscapes.write(tmp_path)
+    before = cityscapes.read_index(str(tmp_path), "train", polygons=False).identity
+    assert cityscapes.read_index(str(tmp_path), "train", polygons=False).identity == before
+    seen = {before}
+    for pattern in ("leftImg8bit/train/*/*.png", "gtFine/train/*/*_instanceIds.png"):
+        with next(tmp_path.glob(pattern)).open("ab") as file:
+            file.write(b"x")
+        seen.add(cityscapes.read_index(str(tmp_path), "train", polygons=False).identity)
+    assert len(seen) == 3
+
+
+def test_a_query_stays_at_the_end_of_the_folders(tmp_path, monkeypatch):
+    tiny_cityscapes.write(tmp_path)
+    plain = storage.open_uri
+    monkeypatch.setattr(storage, "open_uri", lambda uri: plain(str(tmp_path)) if "?" in uri else plain(uri))
+    index = cityscapes.read_index("s3://bucket/cityscapes/?region=eu", "train", polygons=True)
+    assert index.images == "s3://bucket/cityscapes/leftImg8bit/train?region=eu"
+    assert index.labels == index.source["labels"] == "s3://bucket/cityscapes/gtFine/train?region=eu"

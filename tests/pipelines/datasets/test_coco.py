@@ -70,6 +70,11 @@ def test_a_file_without_annotations_is_unlabelled(tmp_path):
             "two categories named 'a'",
         ),
         (b'{"images": [], "categories": [{"id": 1, "name": "a", "keypoints": 3}]}', "wanted a list of names"),
+        (b'{"images": [], "categories": [{"id": 1, "name": "a\\ud800"}]}', "category 1 .* wanted valid Unicode"),
+        (
+            b'{"images": [], "categories": [{"id": 1, "name": "a", "keypoints": ["b", "\\udcff"]}]}',
+            "category 1 has the names .*wanted valid Unicode",
+        ),
         (b"[" * 100_000, "nested too deeply"),
         (b"\xff\xfe\x00", "not UTF-8"),
         (b'{"images": [' + b"1" * 5000 + b"]}", "is not JSON"),

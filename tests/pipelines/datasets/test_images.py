@@ -1,6 +1,12 @@
+import os
+
 import pytest
 
 from pipelines.datasets import images
+from pipelines.prepare_config import PrepareImages
+from pipelines.rejections import Reason
+from tests.pipelines import tiny_coco
+from tests.pipelines.plain_prepare import prepared
 
 
 @pytest.fixture
@@ -54,3 +60,21 @@ def test_another_file_uri(pool):
     index = images.read_index(f"file://{pool}/sub/*.webp")
     assert names(index) == ["c.webp"]
     assert index.images == f"file://{pool}/sub"
+
+
+def test_another_size_is_another_source(pool):
+    before = images.read_index(str(pool)).identity
+    assert images.read_index(str(pool)).identity == before
+    (pool / "b.jpg").write_bytes(b"other")
+    assert images.read_index(str(pool)).identity != before
+
+
+def test_a_name_that_is_no_text_costs_its_own_row(pool, tmp_path_factory):
+    (pool / os.fsdecode(b"bad\xff.jpg")).write_bytes(b"x")
+    for name in ("a.PNG", "b.jpg", "sub/c.webp"):
+        (pool / name).write_bytes(tiny_coco.jpeg())
+    config = PrepareImages(images=str(pool), out=str(tmp_path_factory.mktemp("out") / "d"), max_rejected=1.0)
+    made = prepared(config)
+    reasons = {r.file_name: r.reason for r in made.rejections()}
+    assert reasons == {r"'bad\udcff.jpg'": Reason.UNSAFE_FILE_NAME, "sub/d.gif": Reason.UNSUPPORTED_PICTURE}
+    assert made.manifest.rows_in == 5
