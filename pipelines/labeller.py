@@ -16,6 +16,7 @@ from pipelines import checkpoints, commit, predictions, storage
 from pipelines.config import Precision
 from pipelines.dataset import Dataset
 from pipelines.decode import DecodeError
+from pipelines.host_memory import keep_freed_memory
 from pipelines.inference import Method, cut_batches, decode, predict_sources
 from pipelines.looking import Source
 from pipelines.making import Account, Making, machine_kind
@@ -82,6 +83,8 @@ class Labeller:
         """
         making = order.making
         torch.set_num_threads(making.threads)
+        if making.device == "cpu":
+            keep_freed_memory()
         self._order, self._machine = order, machine_kind(making.device)
         if order.machines and self._machine not in order.machines:
             raise PredictionsError(

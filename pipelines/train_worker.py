@@ -8,6 +8,7 @@ import ray
 import ray.train.torch
 import torch
 
+from pipelines.host_memory import keep_freed_memory
 from pipelines.inbox import Failure
 from pipelines.loop import Job, Supervisor, TrainingError, fit
 from pipelines.train_feed import LoaderKilledError, Place
@@ -69,6 +70,8 @@ def train_worker(raw: dict[str, Any]) -> int:
     job = Job.from_dict(raw["job"])
     context = ray.train.get_context()
     torch.set_num_threads(job.config.execution.cpus_per_worker)
+    if not job.config.execution.gpu:
+        keep_freed_memory()
     place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     wire = Wire(raw["inbox"], place.rank)
     try:
