@@ -1,4 +1,4 @@
-"""Memory of a process that computes on the CPU: kept when it is freed, since getting it back costs more than the work."""
+"""Memory of a process that computes on the CPU: kept when it is freed, since fetching it again is dear."""
 
 import ctypes
 
@@ -10,8 +10,8 @@ def keep_freed_memory() -> bool:
     """Let this process keep what it frees, for its next tensors; whether its allocator knows how (glibc's does).
 
     By default glibc gives every freed block of more than 32 MB back to the system, and the next one is fetched page by
-    page and filled with zeros: a quarter of a training step's time on a CPU. Kept, the process stays as large as it once
-    was.
+    page and filled with zeros: a sixth of a training step's time on a CPU. Kept, the process stays as large as it was
+    once.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
