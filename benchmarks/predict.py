@@ -32,7 +32,7 @@ from model.detector import Detector
 from model.fold import fold_norms
 from model.views import parse_views
 from pipelines.config import Precision
-from pipelines.host_memory import keep_freed_memory
+from pipelines.host import keep_freed_memory
 from pipelines.inference import Method, predict_sources
 from pipelines.looking import Source
 from tests.oracles.torchvision_peer import build_ours, build_peer, textured_picture

@@ -24,7 +24,7 @@ from model.roi import standard
 from model.settings import override
 from model.structures import Images, PackedMasks, Targets
 from pipelines.config import Precision, TrainConfig
-from pipelines.host_memory import keep_freed_memory
+from pipelines.host import keep_freed_memory
 from pipelines.recipes import torchvision_epochs
 from pipelines.train_feed import to_device
 from pipelines.train_state import Part, TrainState

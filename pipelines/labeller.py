@@ -12,11 +12,10 @@ import torch
 from model.fold import fold_norms
 from model.merge import Merge
 from model.views import View, view_hw
-from pipelines import checkpoints, commit, predictions, storage
+from pipelines import checkpoints, commit, host, predictions, storage
 from pipelines.config import Precision
 from pipelines.dataset import Dataset
 from pipelines.decode import DecodeError
-from pipelines.host_memory import keep_freed_memory
 from pipelines.inference import Method, cut_batches, decode, predict_sources
 from pipelines.looking import Source
 from pipelines.making import Account, Making, machine_kind
@@ -82,9 +81,10 @@ class Labeller:
             PredictionsError: shards were made on other kinds of machine than this one.
         """
         making = order.making
-        torch.set_num_threads(making.threads)
         if making.device == "cpu":
-            keep_freed_memory()
+            host.set_up(making.threads, making.precision != Precision.FP32.value)
+        else:
+            torch.set_num_threads(making.threads)
         self._order, self._machine = order, machine_kind(making.device)
         if order.machines and self._machine not in order.machines:
             raise PredictionsError(

@@ -48,7 +48,7 @@ pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode 
     | pipelines.array_pickle | pipelines.shard_cache | pipelines.making
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.courier | pipelines.ray_session
-    | pipelines.looking | pipelines.host_memory
+    | pipelines.looking | pipelines.host
     | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.polygons
     | pipelines.job_cluster | pipelines.foreign_weights | pipelines.tracking

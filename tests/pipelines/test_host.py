@@ -1,14 +1,17 @@
-"""A process that keeps its memory asks the system for pages once."""
+"""A process that keeps its memory asks the system for pages once; arithmetic that is emulated is said."""
 
 import subprocess
 import sys
 
 import pytest
+import torch
+
+from pipelines import host
 
 PAGES = """
 import resource, sys
 import numpy as np
-from pipelines.host_memory import keep_freed_memory
+from pipelines.host import keep_freed_memory
 if sys.argv[1] == "kept" and not keep_freed_memory():
     sys.exit(3)
 def pages():
@@ -31,3 +34,12 @@ def faults(how):
 
 def test_freed_memory_is_used_again():
     assert faults("kept") < 200 < faults("given back")
+
+
+@pytest.mark.parametrize(("level", "is_16_bit", "warns"), [("AVX2", True, 1), ("AVX2", False, 0), ("AVX512", True, 0)])
+def test_emulated_arithmetic_is_said(monkeypatch, recwarn, level, is_16_bit, warns):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: level)
+    monkeypatch.setattr(host, "keep_freed_memory", lambda: True)
+    host.set_up(torch.get_num_threads(), is_16_bit)
+    assert len(recwarn) == warns
+    assert all("this CPU (AVX2) has no 16-bit arithmetic" in str(warning.message) for warning in recwarn)

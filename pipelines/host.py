@@ -1,9 +1,25 @@
-"""Memory of a process that computes on the CPU: kept when it is freed, since fetching it again is dear."""
+"""What a process that computes on the CPU does first."""
 
 import ctypes
+import warnings
+
+import torch
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_MAX = -4
+
+
+def set_up(threads: int, is_16_bit: bool) -> None:
+    """Set the number of threads, keep freed memory, and say where 16-bit arithmetic is emulated."""
+    torch.set_num_threads(threads)
+    keep_freed_memory()
+    level = torch.backends.cpu.get_cpu_capability()
+    if is_16_bit and level in ("DEFAULT", "AVX2"):
+        warnings.warn(
+            f"this CPU ({level}) has no 16-bit arithmetic: bf16 and fp16 are emulated, many times slower than fp32; "
+            "leave out --precision here",
+            stacklevel=2,
+        )
 
 
 def keep_freed_memory() -> bool:
