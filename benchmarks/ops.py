@@ -19,6 +19,7 @@ import torchvision
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
+from model.ops.conv import conv2d
 from model.ops.masks import mask_rle, mask_targets
 from model.ops.nms import nms
 from model.ops.roi_align import pyramid_roi_align, roi_align
@@ -241,6 +242,35 @@ def run_length_case(generator: torch.Generator) -> Case:
     return Case("mask_rle, 100 detections at 640x480 (beside paste + encode)", ours_runs, theirs_runs)
 
 
+def convolution_cases(device: str) -> list[Case]:
+    """3 x 3 convolutions of 256 channels beside torch's on contiguous maps: a finest level, and 128 RoI crops."""
+    if device != "cpu":
+        return []
+    cases = []
+    for shape, kind in (((1, 256, HEIGHT, WIDTH), "P2 of a picture"), ((128, 256, 14, 14), "128 RoIs 14x14")):
+        maps, grad = torch.randn(shape), torch.randn(shape)
+        filters = torch.randn(256, 256, 3, 3) / 48
+        last = [value.contiguous(memory_format=torch.channels_last) for value in (maps, filters, grad)]
+
+        def ours(last: list[torch.Tensor] = last) -> object:
+            return conv2d(last[0], last[1], padding=(1, 1))
+
+        def theirs(maps: torch.Tensor = maps, filters: torch.Tensor = filters) -> object:
+            return torch.nn.functional.conv2d(maps, filters, padding=1)
+
+        def ours_both(last: list[torch.Tensor] = last) -> object:
+            maps, filters = (value.detach().requires_grad_() for value in last[:2])
+            return torch.autograd.grad(conv2d(maps, filters, padding=(1, 1)), (maps, filters), last[2])
+
+        def theirs_both(all_: tuple[torch.Tensor, ...] = (maps, filters, grad)) -> object:
+            maps, filters = (value.detach().requires_grad_() for value in all_[:2])
+            return torch.autograd.grad(torch.nn.functional.conv2d(maps, filters, padding=1), (maps, filters), all_[2])
+
+        cases.append(Case(f"conv 3x3 forward, {kind} (beside torch's)", ours, theirs))
+        cases.append(Case(f"conv 3x3 forward + backward, {kind} (beside torch's)", ours_both, theirs_both))
+    return cases
+
+
 def bandwidth(device: str) -> float:
     """Bytes a millisecond of a read-only pass over 256 MB, on a GPU over 4 GB."""
     data = torch.ones((64 if device == "cpu" else 1024) << 20, device=device)
@@ -264,6 +294,7 @@ def main() -> None:
         "pyramid": pyramid_cases,
         "nms": nms_cases,
         "mask": mask_cases,
+        "conv": convolution_cases,
     }
     rate = bandwidth(args.device)
     variant = ("base", "AVX2", "AVX-512")[torch.ops.maskray.simd_variants() - 1]

@@ -24,6 +24,7 @@ from model.roi import standard
 from model.settings import override
 from model.structures import Images, PackedMasks, Targets
 from pipelines.config import Precision, TrainConfig
+from pipelines.host import keep_freed_memory
 from pipelines.recipes import torchvision_epochs
 from pipelines.train_feed import to_device
 from pipelines.train_state import Part, TrainState
@@ -166,6 +167,8 @@ def our_batch(args: argparse.Namespace) -> Part:
 
 def our_step(model: MaskRCNN, side: Side, args: argparse.Namespace, parts: Iterator[Part]) -> Step:
     """The step of `maskray train`, with all that it checks, from torchvision's weights."""
+    if args.device == "cpu":
+        keep_freed_memory()
     settings = override(torchvision_mask_rcnn_r50_fpn(), "num_classes", CLASSES)
     detector = build_detector(settings)
     load_strict(detector, from_torchvision(model.state_dict()), "torchvision's weights")

@@ -14,6 +14,7 @@ from model.boxes import covered_by, pairwise_iou
 from model.structures import Targets
 
 _MASK_32 = 0xFFFFFFFF
+_PART = 2048
 _IGNORED_SHARE = 0.5  # of a box inside an ignored region, from which it is not background
 
 
@@ -45,17 +46,34 @@ def match(
         min_best_iou: an object whose best overlap is smaller has no best box; 0 overlap never counts.
         taking_part: bool [B, N], boxes that can be an object's best; None for all.
     """
-    iou = pairwise_iou(boxes, objects)
-    iou = torch.where(valid[:, None, :], iou, -1.0)
-    if taking_part is not None:
-        iou = torch.where(taking_part[:, :, None], iou, -1.0)
-    best_iou, index = iou.max(dim=2)
-    object_best = iou.amax(dim=1, keepdim=True)
+
+    def overlaps(part: slice) -> Tensor:
+        iou = torch.where(valid[:, None, :], pairwise_iou(boxes[..., part, :], objects), -1.0)
+        return iou if taking_part is None else torch.where(taking_part[:, part, None], iou, -1.0)
+
+    parts = _parts(boxes)
+    kept = overlaps(parts[0]) if len(parts) == 1 else None
+    found = []
+    for part in parts:
+        iou = overlaps(part) if kept is None else kept
+        found.append((*iou.max(dim=2), iou.amax(dim=1, keepdim=True)))
+    object_best = torch.stack([of for _, _, of in found]).amax(dim=0)
     eligible = (object_best > 0) & (object_best >= min_best_iou)
-    tied = (iou == object_best) & eligible
-    numbers = torch.arange(objects.shape[1], device=iou.device)
-    best_of = torch.where(tied, numbers, -1).amax(dim=2)
-    return Matches(best_iou, index, best_of >= 0, best_of)
+    numbers = torch.arange(objects.shape[1], device=objects.device)
+    best_of = []
+    for part in parts:
+        tied = ((overlaps(part) if kept is None else kept) == object_best) & eligible
+        best_of.append(torch.where(tied, numbers, -1).amax(dim=2))
+    of = torch.cat(best_of, dim=1)
+    return Matches(torch.cat([best for best, _, _ in found], 1), torch.cat([at for _, at, _ in found], 1), of >= 0, of)
+
+
+def _parts(boxes: Tensor) -> list[slice]:
+    """All boxes [..., N, 4], on a CPU in parts whose overlaps with the objects stay in its cache."""
+    count = boxes.shape[-2]
+    if boxes.device.type != "cpu" or torch.compiler.is_compiling():
+        return [slice(0, count)]
+    return [slice(first, first + _PART) for first in range(0, max(count, 1), _PART)]
 
 
 def ignored(boxes: Tensor, targets: Targets) -> Tensor:

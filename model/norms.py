@@ -5,9 +5,9 @@ from typing import Any, cast
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from model.config import Norm
+from model.ops.conv import Conv2d, Geometry, conv2d
 
 _GROUPS = 32
 
@@ -149,16 +149,16 @@ def conv_norm(conv: nn.Conv2d, norm: nn.Module, x: Tensor) -> Tensor:
     gradient through it): the map is written once instead of three times. At test time the operations keep the order of
     the frameworks that detections are compared with.
     """
-    affine = _as_affine(norm) if type(conv) is nn.Conv2d and torch.is_grad_enabled() else None
+    affine = _as_affine(norm) if type(conv) is Conv2d and torch.is_grad_enabled() else None
     if affine is None:
         return cast(Tensor, norm(conv(x)))
     scale, shift = affine
     weight = conv.weight * scale[:, None, None, None]
-    padding = cast("tuple[int, int]", conv.padding)
-    return F.conv2d(x, weight, shift, conv.stride, padding, conv.dilation, conv.groups)
+    geometry = cast(Geometry, (conv.stride, conv.padding, conv.dilation))
+    return conv2d(x, weight, shift, *geometry, conv.groups)
 
 
-class ConvNorm(nn.Conv2d):
+class ConvNorm(Conv2d):
     """A convolution that keeps the size, with a normalisation instead of its bias if one is asked for."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, norm: Norm = Norm.NONE) -> None:
@@ -168,7 +168,7 @@ class ConvNorm(nn.Conv2d):
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """The output for x [N, C, H, W]; of a padded batch, `valid` bool [N] says which entries are real."""
-        out = F.conv2d(x, self.weight, self.bias, padding=self.padding)
+        out = super().forward(x)
         if self.norm is None:
             return out
         is_masked = isinstance(self.norm, MaskedBatchNorm)

@@ -14,6 +14,7 @@ from model import boxes as box_ops
 from model.anchors import all_cell_anchors, pyramid_anchors
 from model.config import AnchorConfig, LossDivisor, RpnConfig
 from model.matching import Sample, ignored, match, object_weights, sample
+from model.ops.conv import Conv2d
 from model.ops.nms import nms
 from model.structures import Proposals, Targets
 
@@ -27,7 +28,7 @@ class RpnHead(nn.Module):
     def __init__(self, channels: int, num_anchors: int, num_convs: int = 1) -> None:
         """Take the width of the pyramid, the anchors a cell and the number of convolutions."""
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs))
+        self.convs = nn.ModuleList(Conv2d(channels, channels, 3, padding=1) for _ in range(num_convs))
         self.objectness = nn.Conv2d(channels, num_anchors, 1)
         self.deltas = nn.Conv2d(channels, num_anchors * 4, 1)
         for layer in (*self.convs, self.objectness, self.deltas):
@@ -40,7 +41,7 @@ class RpnHead(nn.Module):
         for feature in features:
             hidden = feature
             for conv in self.convs:
-                hidden = F.relu(conv(hidden))
+                hidden = F.relu(conv(hidden), inplace=True)
             batch = feature.shape[0]
             # Channels are anchor-major, so that y, x, anchor is one permutation away (free in channels-last memory).
             logits.append(self.objectness(hidden).permute(0, 2, 3, 1).reshape(batch, -1).float())

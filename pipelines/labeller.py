@@ -12,7 +12,7 @@ import torch
 from model.fold import fold_norms
 from model.merge import Merge
 from model.views import View, view_hw
-from pipelines import checkpoints, commit, predictions, storage
+from pipelines import checkpoints, commit, host, predictions, storage
 from pipelines.config import Precision
 from pipelines.dataset import Dataset
 from pipelines.decode import DecodeError
@@ -81,7 +81,10 @@ class Labeller:
             PredictionsError: shards were made on other kinds of machine than this one.
         """
         making = order.making
-        torch.set_num_threads(making.threads)
+        if making.device == "cpu":
+            host.set_up(making.threads, making.precision != Precision.FP32.value)
+        else:
+            torch.set_num_threads(making.threads)
         self._order, self._machine = order, machine_kind(making.device)
         if order.machines and self._machine not in order.machines:
             raise PredictionsError(

@@ -8,6 +8,8 @@ import ray
 import ray.train.torch
 import torch
 
+from pipelines import host
+from pipelines.config import Precision
 from pipelines.inbox import Failure
 from pipelines.loop import Job, Supervisor, TrainingError, fit
 from pipelines.train_feed import LoaderKilledError, Place
@@ -68,7 +70,10 @@ def train_worker(raw: dict[str, Any]) -> int:
     """
     job = Job.from_dict(raw["job"])
     context = ray.train.get_context()
-    torch.set_num_threads(job.config.execution.cpus_per_worker)
+    if job.config.execution.gpu:
+        torch.set_num_threads(job.config.execution.cpus_per_worker)
+    else:
+        host.set_up(job.config.execution.cpus_per_worker, job.config.precision is not Precision.FP32)
     place = Place(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
     wire = Wire(raw["inbox"], place.rank)
     try:

@@ -129,4 +129,23 @@ struct Numbers {
   }
 };
 
+/// Loads and stores of one register, or of its first `some` numbers at the end of the channels.
+template <bool kPartial, typename N, typename Stored>
+MASKRAY_INLINE typename N::Lanes load(const Stored* from, int64_t some) {
+  if constexpr (kPartial) {
+    return N::load_some(from, some);
+  } else {
+    return N::load(from);
+  }
+}
+
+template <bool kPartial, typename N, typename Stored>
+MASKRAY_INLINE void store(Stored* to, const typename N::Lanes& lanes, int64_t some) {
+  if constexpr (kPartial) {
+    N::store_some(to, lanes, some);
+  } else {
+    N::store(to, lanes);
+  }
+}
+
 }  // namespace maskray

@@ -31,25 +31,6 @@ struct RoiTask {
   int64_t* row_in;     ///< the cell each row buffer holds, -1: none
 };
 
-/// Loads and stores of one register, or of its first `some` numbers at the end of the channels.
-template <bool kPartial, typename N, typename Stored>
-MASKRAY_INLINE typename N::Lanes load(const Stored* from, int64_t some) {
-  if constexpr (kPartial) {
-    return N::load_some(from, some);
-  } else {
-    return N::load(from);
-  }
-}
-
-template <bool kPartial, typename N, typename Stored>
-MASKRAY_INLINE void store(Stored* to, const typename N::Lanes& lanes, int64_t some) {
-  if constexpr (kPartial) {
-    N::store_some(to, lanes, some);
-  } else {
-    N::store(to, lanes);
-  }
-}
-
 /// Registers that are summed side by side: two such blocks must fit the 16 registers of AVX2 and SSE, the 32 of AVX-512.
 template <Simd kSimd>
 constexpr int kBlockOf = kSimd == Simd::kAvx512 ? 8 : 4;

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from model.config import BackboneConfig
 from model.norms import FrozenBatchNorm, build_norm, conv_norm
+from model.ops.conv import Conv2d
 from model.ops.deform_conv import deform_conv2d
 
 NormLayer = Callable[[int], nn.Module]
@@ -23,10 +24,10 @@ def norm_layer(config: BackboneConfig) -> NormLayer:
     return make
 
 
-def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> nn.Conv2d:
+def conv(inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1) -> Conv2d:
     """A convolution without bias, padded so that only the stride changes the size."""
     padding = dilation * (kernel // 2)
-    return nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
+    return Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
 
 
 class DeformableConv(nn.Conv2d):
@@ -88,14 +89,16 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x [B, C, H, W] to the block's width and stride."""
+        # In place where no gradient needs the values: a fresh map costs a CPU more than the arithmetic on it.
         if self.non_local is not None:
             x = self.non_local(x)
         out = x
         for i in range(1, self.num_convs + 1):
             out = conv_norm(getattr(self, f"conv{i}"), getattr(self, f"norm{i}"), out)
             if i < self.num_convs:
-                out = F.relu(out)
-        return F.relu(out + self.shortcut(x))
+                out = F.relu(out, inplace=True)
+        out += self.shortcut(x)
+        return F.relu(out, inplace=True)
 
 
 class NonLocalBlock(nn.Module):

@@ -31,7 +31,7 @@ class Stem(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map pictures [B, 3, H, W] to [B, channels, H / 4, W / 4]."""
-        return F.max_pool2d(F.relu(conv_norm(self.conv, self.norm, x)), 3, stride=2, padding=1)
+        return F.max_pool2d(F.relu(conv_norm(self.conv, self.norm, x), inplace=True), 3, stride=2, padding=1)
 
 
 def stage_channels(config: BackboneConfig, index: int) -> int:

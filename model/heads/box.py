@@ -56,11 +56,11 @@ class BoxHead(nn.Module):
         """
         hidden = crops
         for conv in self.convs:
-            hidden = F.relu(conv(hidden, valid))
+            hidden = F.relu(conv(hidden, valid), inplace=True)
         # The first layer reads channel, row, column, as every published checkpoint does.
         hidden = hidden.flatten(start_dim=1) if len(self.fcs) else hidden.mean(dim=(2, 3))
         for layer in self.fcs:
-            hidden = F.relu(layer(hidden))
+            hidden = F.relu(layer(hidden), inplace=True)
         return self.scores(hidden).float(), self.deltas(hidden).float().unflatten(1, (self.num_deltas, 4))
 
 

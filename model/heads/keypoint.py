@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import KeypointHeadConfig, KeypointScore
+from model.ops.conv import Conv2d
 from model.structures import SampledRoIs
 
 _SMALL_PX = 4096
@@ -23,7 +24,7 @@ class KeypointHead(nn.Module):
         """Take the width of a RoI crop."""
         super().__init__()
         widths = [in_channels] + [config.channels] * config.num_convs
-        self.convs = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 3, padding=1) for i in range(config.num_convs))
+        self.convs = nn.ModuleList(Conv2d(widths[i], widths[i + 1], 3, padding=1) for i in range(config.num_convs))
         self.deconv = nn.ConvTranspose2d(widths[-1], config.num_keypoints, 4, stride=2, padding=1)
         for layer in [*self.convs, self.deconv]:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -34,7 +35,7 @@ class KeypointHead(nn.Module):
         """Heat-map logits [R, J, 4 s, 4 s], float32, of RoI crops [R, C, s, s]."""
         x = crops
         for conv in self.convs:
-            x = F.relu(conv(x))
+            x = F.relu(conv(x), inplace=True)
         return F.interpolate(self.deconv(x).float(), scale_factor=2.0, mode="bilinear", align_corners=False)
 
 

@@ -46,13 +46,23 @@ class MaskHead(nn.Module):
             assert self.flow is not None, "built without flow"
             x = x + F.relu(self.flow(flow))
         for conv in self.convs:
-            x = F.relu(conv(x, valid))
+            x = F.relu(conv(x, valid), inplace=True)
         return x
 
     def upsample(self, features: Tensor) -> Tensor:
         """Mask logits [R, K, 2 s, 2 s] of features [R, channels, s, s]."""
-        out: Tensor = self.logits(F.relu(self.deconv(features)))
-        return out
+        rois, width, side, _ = features.shape
+        # The deconvolution's windows do not overlap, so it is one matrix product, and what follows is by cell alone.
+        # Cells are put in their places last, where they have fewest channels.
+        kernel, bias = self.deconv.weight, self.deconv.bias
+        assert bias is not None
+        outputs = kernel.shape[1]
+        cells = F.linear(
+            features.permute(0, 2, 3, 1), kernel.permute(2, 3, 1, 0).reshape(4 * outputs, width), bias.repeat(4)
+        )
+        cells = F.relu(cells, inplace=True).view(rois, side, side, 2, 2, outputs)
+        logits = F.linear(cells, self.logits.weight.flatten(1), self.logits.bias)
+        return logits.permute(0, 5, 1, 3, 2, 4).reshape(rois, -1, 2 * side, 2 * side)
 
     def forward(self, crops: Tensor, valid: Tensor | None = None) -> Tensor:
         """Mask logits [R, K, 2 s, 2 s] of RoI crops [R, C, s, s]; `valid` as in `features`."""
@@ -82,7 +92,7 @@ class MaskPerceptron(nn.Module):
         """Mask logits [R, K, 2 s, 2 s] of RoI crops [R, C, s, s]; padding does not matter without batch statistics."""
         x = crops.flatten(start_dim=1)
         for layer in self.fcs:
-            x = F.relu(layer(x))
+            x = F.relu(layer(x), inplace=True)
         out: Tensor = self.logits(x)
         return out.view(crops.shape[0], self.outputs, self.side, self.side)
 

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from model.config import SemanticHeadConfig
+from model.ops.conv import Conv2d
 
 _UNKNOWN = 255
 _FINEST_STRIDE = 4
@@ -22,7 +23,7 @@ class SemanticHead(nn.Module):
         self.config = config
         self.lateral = nn.ModuleList(nn.Conv2d(in_channels, in_channels, 1) for _ in range(num_levels))
         self.convs = nn.ModuleList(
-            nn.Conv2d(width if i else in_channels, width, 3, padding=1) for i in range(config.num_convs)
+            Conv2d(width if i else in_channels, width, 3, padding=1) for i in range(config.num_convs)
         )
         last = width if config.num_convs else in_channels
         self.embedding = nn.Conv2d(last, width, 1)
@@ -42,7 +43,7 @@ class SemanticHead(nn.Module):
                 resized = F.interpolate(feature, size=size, mode="bilinear", align_corners=True)
                 x = x + F.relu(lateral(resized))
         for conv in self.convs:
-            x = F.relu(conv(x))
+            x = F.relu(conv(x), inplace=True)
         return self.logits(x), F.relu(self.embedding(x))
 
     def loss(self, logits: Tensor, semantic: Tensor) -> Tensor:

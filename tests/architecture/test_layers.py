@@ -24,7 +24,8 @@ model.presets.own | model.presets.torchvision | model.presets.detectron2 | model
     | model.presets.driving | model.presets.paper
 model.presets.named
 model.presets
-model.ops | model.fusion | model.anchors | model.matching | model.picture | model.norms
+model.ops | model.fusion | model.anchors | model.matching | model.picture
+model.norms
 model.backbones.blocks | model.views | model.merge
 model.backbones.resnet | model.backbones.fpn
 model.backbones
@@ -48,7 +49,7 @@ pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode 
     | pipelines.array_pickle | pipelines.shard_cache | pipelines.making
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines
     | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.courier | pipelines.ray_session
-    | pipelines.looking
+    | pipelines.looking | pipelines.host
     | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.polygons
     | pipelines.job_cluster | pipelines.foreign_weights | pipelines.tracking | pipelines.sweep_state

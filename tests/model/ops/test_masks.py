@@ -16,13 +16,6 @@ from tests.oracles.paste import paste
 HEIGHT, WIDTH = 61, 83
 
 
-@pytest.fixture
-def use_simd():
-    before = torch.ops.maskray.set_simd(0)
-    yield torch.ops.maskray.set_simd
-    torch.ops.maskray.set_simd(before)
-
-
 def pack(masks):
     """Masks uint8 [T, H, W] as data, offsets, extents of tight crops."""
     data, offsets, extents, start = [], [], [], 0

@@ -17,13 +17,6 @@ def num_threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def use_simd():
-    before = torch.ops.maskray.set_simd(0)
-    yield torch.ops.maskray.set_simd
-    torch.ops.maskray.set_simd(before)
-
-
 def batch(seed, images=2, count=120, groups=4, whole=False):
     """Random boxes; `whole` rounds corners and scores, which makes ties of both."""
     generator = torch.Generator().manual_seed(seed)

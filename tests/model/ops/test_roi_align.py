@@ -20,13 +20,6 @@ def num_threads():
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def use_simd():
-    before = torch.ops.maskray.set_simd(0)
-    yield torch.ops.maskray.set_simd
-    torch.ops.maskray.set_simd(before)
-
-
 def features(channels=5, dtype=torch.float64, images=2, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(images, channels, HEIGHT, WIDTH, dtype=torch.float64, generator=generator).to(dtype)
