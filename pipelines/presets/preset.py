@@ -82,11 +82,23 @@ class Preset:
 
     def __call__(self) -> TrainConfig:
         """The run's configuration, without data."""
+        detector = DETECTORS[self.detector]()
         return TrainConfig(
-            detector=DETECTORS[self.detector](),
+            detector=detector,
             optim=self.recipe.optim,
             augment=self.recipe.augment,
             precision=self.recipe.precision,
-            # All of them leave out pictures on which there is nothing to find.
-            sampling=SamplingConfig(drop_empty=self.published.source != OURS),
+            sampling=_sampling(self.published.source, detector.keypoint.enabled),
         )
+
+
+def _sampling(source: str, has_keypoints: bool) -> SamplingConfig:
+    """The pictures a source's runs take: all of them leave out those on which there is nothing to find."""
+    if source == OURS:
+        return SamplingConfig()
+    keypoints = 10 if "torchvision" in source else 1
+    return SamplingConfig(
+        drop_empty=True,
+        min_side_px=32 if "MMDetection" in source else 0,
+        min_keypoints=keypoints if has_keypoints else 0,
+    )

@@ -204,3 +204,18 @@ def test_json_has_every_field():
         "keypoint_ap": None, "memory_gb": 11.6, "fps": None, "note": "",
     }  # fmt: skip
     assert by_name["detectron2_mask_rcnn_r50_fpn_1x"]["steps"] == 90_000
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("small_mask_rcnn_r18_fpn", (False, 0, 0)),
+        ("mmdet_mask_rcnn_r50_fpn_1x", (True, 32, 0)),
+        ("detectron2_mask_rcnn_r50_fpn_1x", (True, 0, 0)),
+        ("detectron2_keypoint_rcnn_r50_fpn_1x", (True, 0, 1)),
+        ("torchvision_keypoint_rcnn_r50_fpn", (True, 0, 10)),
+    ],
+)
+def test_pictures_are_chosen_as_the_source_does(name, wanted):
+    sampling = preset(name).sampling
+    assert (sampling.drop_empty, sampling.min_side_px, sampling.min_keypoints) == wanted
