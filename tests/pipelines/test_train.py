@@ -294,7 +294,7 @@ class Tracked:
     def __init__(self, starts):
         self._starts, self.asked = starts, []
 
-    def __call__(self, uri, run_id, name):
+    def __call__(self, uri, run_id, name, parent):
         self.asked.append((uri, run_id))
         self.run_id = run_id or (f"run-{len(self.asked)}" if self._starts else "")
         return self
@@ -311,7 +311,7 @@ def test_a_run_has_one_mlflow_run_whenever_tracking_began(config, monkeypatch):
         changed = dataclasses.replace(config, tracking_uri=uri)
         resolved, manifests, _ = train.resolve(changed)
         on_file = run_file.claim(resolved, [manifest.hash for manifest in manifests.values()])
-        train._tracker(resolved, on_file, manifests, said.append)
+        train._tracker(resolved, on_file, manifests, said.append, "")
         return run_file.claim(resolved, [m.hash for m in manifests.values()]).tracking
 
     monkeypatch.setattr(train, "Tracker", tracker)
