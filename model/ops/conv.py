@@ -14,9 +14,9 @@ from model.ops import extension
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Stride, padding and dilation, each along y and x."""
 
-_MIN_CHANNELS = 64
+_MIN_CHANNELS = 128
 _MIN_CELLS = 512
-"""Cells of all maps together; below either bound the transforms cost more than they save."""
+"""Cells of all maps together; below either bound the transforms save little or nothing."""
 
 extension.load()
 

@@ -23,8 +23,8 @@ def inputs(images, channels, height, width, outputs, seed=0):
 
 
 SIZES = [
-    (1, 64, 23, 24, 64), (2, 64, 16, 17, 96), (3, 70, 13, 14, 65), (64, 64, 14, 14, 64), (1, 128, 1, 600, 64),
-    (1, 64, 515, 1, 64), (16, 256, 7, 7, 128),
+    (1, 128, 23, 24, 128), (2, 128, 16, 17, 160), (3, 134, 13, 14, 129), (64, 128, 14, 14, 128), (1, 192, 1, 600, 128),
+    (1, 128, 515, 1, 128), (16, 256, 7, 7, 128),
 ]  # fmt: skip
 
 
@@ -88,7 +88,7 @@ def test_same_bits_again_and_on_every_instruction_set(use_simd):
 
 
 def test_not_a_number_stays_where_it_is():
-    x, weight, bias = inputs(1, 64, 40, 40, 64)
+    x, weight, bias = inputs(1, 128, 40, 40, 128)
     x[0, 0, 10, 10] = float("nan")
     found = conv2d(x, weight, bias, padding=ONE)
     assert found[0, :, 9:12, 9:12].isnan().all()
@@ -106,8 +106,8 @@ def test_shapes_that_do_not_fit():
 @pytest.mark.parametrize(
     ("changes", "settings"),
     [
-        ({"channels": 63}, {}),
-        ({"outputs": 63}, {}),
+        ({"channels": 127}, {}),
+        ({"outputs": 127}, {}),
         ({"height": 10, "width": 10}, {}),
         ({}, {"stride": (2, 2)}),
         ({}, {"dilation": (2, 2), "padding": (2, 2)}),
@@ -115,7 +115,7 @@ def test_shapes_that_do_not_fit():
     ],
 )
 def test_other_convolutions_are_torch_s(changes, settings):
-    size = {"images": 2, "channels": 64, "height": 30, "width": 31, "outputs": 64} | changes
+    size = {"images": 2, "channels": 128, "height": 30, "width": 31, "outputs": 128} | changes
     x, weight, bias = (value.requires_grad_() for value in inputs(**size))
     settings = {"padding": ONE} | settings
     found, wanted = conv2d(x, weight, bias, **settings), F.conv2d(x, weight, bias, **settings)
@@ -145,9 +145,9 @@ def test_operators_keep_their_promises():
 
 
 def test_in_a_compiled_graph():
-    layer = Conv2d(64, 64, 3, padding=1)
-    strided = Conv2d(64, 64, 3, stride=2, padding=1)
-    x = inputs(1, 64, 30, 30, 64)[0]
+    layer = Conv2d(128, 128, 3, padding=1)
+    strided = Conv2d(128, 128, 3, stride=2, padding=1)
+    x = inputs(1, 128, 30, 30, 128)[0]
     wanted = strided(layer(x))
     compiled = torch.compile(lambda x: strided(layer(x)), backend="aot_eager", fullgraph=True)
     found = compiled(x)
