@@ -18,7 +18,7 @@ def require() -> None:
         ValueError: it is not installed.
     """
     try:
-        import ensemble_boxes  # type: ignore[import-not-found] # noqa: F401, PLC0415 - an optional extra
+        import ensemble_boxes  # noqa: F401, PLC0415 - an optional extra
     except ImportError as error:
         raise ValueError(_MISSING) from error
 
