@@ -1,8 +1,7 @@
 """The demo's data set: pictures of textured shapes that hide each other, in the true layout of COCO 2017.
 
-Owns what is drawn and how it is annotated. A picture depends on (config, split, position in the split) only; so a
-folder can be generated again, byte for byte under the same numpy and Pillow; a larger split begins with a smaller
-one's pictures.
+Owns what is drawn and how it is annotated. A picture depends on (config, split, position in it) only: a folder can be
+generated again, byte for byte under the same numpy and Pillow, and a larger split begins with a smaller one's pictures.
 """
 
 import json

@@ -14,6 +14,7 @@ from ray.tune.error import TuneError
 
 from pipelines import storage, sweep_state
 from pipelines.ray_session import RayError, Share, require_workers, room_for
+from pipelines.sweep_leaks import Leaks, idle_groups, remove
 from pipelines.sweep_search import Algorithm, Rungs, Scheduler, scheduler_of, searcher, space
 from pipelines.sweep_trial import Attempt, Plan, run_trial
 
@@ -104,6 +105,7 @@ class Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types
         self.say, self.finished, self._place = say, finished, place
         self._metric, self._speed, self._pictures, self._at_once = metric, speed, pictures, at_once
         self._asked = time.monotonic()
+        self._leaks = Leaks()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Ray Tune writes callbacks into its record, where nothing is needed of this one: each start brings its own."""
@@ -116,6 +118,7 @@ class Watch(tune.Callback):  # type: ignore[misc]  # Ray has no types
 
     def on_step_end(self, iteration: int, trials: list[Any], **_: Any) -> None:
         """Ray Tune waits for something to happen."""
+        self._leaks.look()
         if self._pictures and time.monotonic() - self._asked > _ASK_EVERY_S:
             speed = self._speed()
             self._asked = time.monotonic()
@@ -179,7 +182,9 @@ def fit(plan: Plan, search: Search, longest: int, out: str, at_once: int, attemp
     else:
         tuner = _new(plan, search, longest, out, at_once, trainable, watch)
     try:
-        return list(tuner.fit())
+        found = list(tuner.fit())
+        remove(idle_groups())  # no trial runs any more
+        return found
     except (TuneError, RuntimeError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
         raise SweepError(f"Ray Tune ended the sweep ({reason}): the same command goes on where it stopped") from error

@@ -54,7 +54,7 @@ pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode 
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.polygons
     | pipelines.job_cluster | pipelines.foreign_weights | pipelines.tracking | pipelines.sweep_state
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes | pipelines.coco_rows
-    | pipelines.jobs | pipelines.node_facts | pipelines.sweep_history
+    | pipelines.jobs | pipelines.node_facts | pipelines.sweep_history | pipelines.sweep_leaks
 pipelines.presets.preset | pipelines.checkpoint_files
 pipelines.presets.own | pipelines.presets.torchvision | pipelines.presets.detectron2 | pipelines.presets.mmdetection
     | pipelines.presets.driving | pipelines.presets.paper
