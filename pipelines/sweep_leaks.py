@@ -42,12 +42,13 @@ class Leaks:
 
 def idle_groups() -> list[str]:
     """Ids of the groups of this process that hold resources of workers while no actor lives in them."""
-    job = ray.get_runtime_context().get_job_id()
+    context = ray.get_runtime_context()
+    job = context.get_job_id()
+    # Of this Ray, whatever others run on this machine: by itself Ray would refuse to choose.
+    of_all = {"address": context.gcs_address, "detail": True, "limit": _MOST}
     try:
-        groups = list_placement_groups(
-            filters=[("creator_job_id", "=", job), ("state", "=", "CREATED")], detail=True, limit=_MOST
-        )
-        actors = list_actors(filters=[("job_id", "=", job), ("state", "!=", "DEAD")], detail=True, limit=_MOST)
+        groups = list_placement_groups(filters=[("creator_job_id", "=", job), ("state", "=", "CREATED")], **of_all)
+        actors = list_actors(filters=[("job_id", "=", job), ("state", "!=", "DEAD")], **of_all)
     except RayStateApiException:
         return []  # the dashboard is busy: the next look will do
     used = {actor.placement_group_id for actor in actors}

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from model.settings import override
-from pipelines import checkpoints, prepare, shapes, train
+from pipelines import checkpoints, prepare, prepare_config, shapes, train
 from pipelines.dataset import Dataset
 from pipelines.presets import preset
 from pipelines.ray_session import ray_session
@@ -147,13 +147,13 @@ def prepared(shared):
     with ray_session(num_cpus=1):
         for split in ("train", "val"):
             prepare.run(
-                prepare.PrepareCoco(
+                prepare_config.PrepareCoco(
                     images=str(shared / "raw" / f"{split}2017"),
                     annotations=str(shared / "raw" / "annotations" / f"instances_{split}2017.json"),
                     out=str(shared / "data" / split), rows_per_shard=4,
                 )
             )  # fmt: skip
-        pool = prepare.PrepareImages(
+        pool = prepare_config.PrepareImages(
             images=str(shared / "raw" / "unlabeled2017"), out=str(shared / "data" / "pool"), rows_per_shard=4
         )
         prepare.run(pool)

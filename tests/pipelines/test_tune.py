@@ -13,7 +13,7 @@ import pytest
 import ray
 from ray.util import placement_group_table
 
-from pipelines import cli, prepare, shapes, sweep_runner, tune
+from pipelines import cli, prepare, prepare_config, shapes, sweep_runner, tune
 from pipelines.presets import PRESETS, preset
 from pipelines.ray_session import RayError, ray_session
 from pipelines.sweep_runner import Watch
@@ -397,7 +397,7 @@ def people(tmp_path_factory):
     with ray_session(num_cpus=1):
         for split in ("train", "val"):
             prepare.run(
-                prepare.PrepareCoco(
+                prepare_config.PrepareCoco(
                     images=str(folder / "raw" / f"{split}2017"), out=str(folder / split),
                     annotations=str(folder / "raw" / "annotations" / f"instances_{split}2017.json"),
                 )
