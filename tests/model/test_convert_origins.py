@@ -85,7 +85,8 @@ def test_torchvisions_published_files_are_known_by_their_hash():
 
 def test_torchvisions_version_2_needs_no_question():
     config = TORCHVISION["torchvision_mask_rcnn_r50_fpn_v2"]()
-    assert imported(config, Framework.TORCHVISION) == config
+    # Whether statistics were shared by workers leaves no trace in weights, and makes no difference to detections.
+    assert imported(config, Framework.TORCHVISION) == heads.with_norm(config, Norm.BATCH)
 
 
 def test_what_maskray_wrote_itself_is_known_exactly():
