@@ -51,7 +51,7 @@ def assert_same_step(found, wanted):
         assert (found[1][name] - gradient).norm() <= 1e-3 * gradient.norm() + 1e-6, name
 
 
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_compiled_losses_equal_eager_and_are_compiled_once(backend):
     detector = tiny_detector()
     compiled = torch.compile(detector.losses, fullgraph=True, backend=backend, dynamic=False)
@@ -151,7 +151,7 @@ def test_a_prediction_on_a_gpu_never_waits_for_it():
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_the_compiled_losses_on_a_gpu_equal_eager_and_never_wait(backend):
     detector = tiny_detector().cuda()
     compiled = torch.compile(detector.losses, fullgraph=True, backend=backend, dynamic=False)

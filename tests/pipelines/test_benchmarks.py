@@ -33,6 +33,7 @@ def test_prediction_prints_its_tables(monkeypatch):
 
 
 @pytest.mark.ray
+@pytest.mark.soak
 def test_memory_is_that_of_the_drivers(monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     (row,) = [numbers(line) for line in lines_of("predict.py", "--memory", 60) if line.startswith("| 60 |")]

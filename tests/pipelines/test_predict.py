@@ -282,7 +282,8 @@ def local_ray():
 def test_what_a_worker_cannot_load_is_said_as_it_is(pool, tmp_path, local_ray):
     """Its constructor runs in a process of Ray's, which alone would call it dead."""
     uri = save(tmp_path / "checkpoint")
-    flip(Path(uri) / checkpoints.MODEL_FILE)
+    (model,) = Path(uri).glob("model-*.safetensors")
+    flip(model)
     with pytest.raises(checkpoints.CheckpointError, match="is damaged; use another checkpoint"):
         predict.run(config(uri, pool, tmp_path / "out", workers=1))
 
