@@ -34,7 +34,7 @@ def conv2d(
 
     Large float32 maps on a CPU go through Winograd's F(4 x 4, 3 x 3) where the filters are 3 x 3 with stride, padding
     and dilation 1: a quarter of the multiplications, forward and backward, and results four times as far from the
-    exact ones as those of torch (some 1e-6 of the largest). They are the same from run to run, with one number of
+    exact ones as those of torch (up to 1e-5 of the largest). They are the same from run to run, with one number of
     threads.
 
     Args:

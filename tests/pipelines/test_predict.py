@@ -324,15 +324,13 @@ def check_killed_actors(count, teacher, pool, tmp_path, monkeypatch):
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
-@pytest.mark.ray
-def test_killed_actors_change_nothing(teacher, pool, tmp_path, monkeypatch, local_ray):
-    check_killed_actors(2, teacher, pool, tmp_path, monkeypatch)
+FEW_OR_MANY = pytest.mark.parametrize("count", [2, pytest.param(20, marks=pytest.mark.soak)])
 
 
 @pytest.mark.ray
-@pytest.mark.soak
-def test_twenty_killed_actors_change_nothing(teacher, pool, tmp_path, monkeypatch, local_ray):
-    check_killed_actors(20, teacher, pool, tmp_path, monkeypatch)
+@FEW_OR_MANY
+def test_killed_actors_change_nothing(teacher, pool, tmp_path, monkeypatch, local_ray, count):
+    check_killed_actors(count, teacher, pool, tmp_path, monkeypatch)
 
 
 DRIVER = """
@@ -367,11 +365,6 @@ def check_killed_drivers(count, teacher, pool, tmp_path, monkeypatch):
 
 
 @pytest.mark.ray
-def test_killed_drivers_change_nothing(teacher, pool, tmp_path, monkeypatch, local_ray):
-    check_killed_drivers(2, teacher, pool, tmp_path, monkeypatch)
-
-
-@pytest.mark.ray
-@pytest.mark.soak
-def test_twenty_killed_drivers_change_nothing(teacher, pool, tmp_path, monkeypatch, local_ray):
-    check_killed_drivers(20, teacher, pool, tmp_path, monkeypatch)
+@FEW_OR_MANY
+def test_killed_drivers_change_nothing(teacher, pool, tmp_path, monkeypatch, local_ray, count):
+    check_killed_drivers(count, teacher, pool, tmp_path, monkeypatch)
