@@ -9,7 +9,7 @@ torchvision's CocoDetection, its detection reference's steps (polygons to full b
 of its Mask R-CNN, which normalises and resizes, called directly and by torch's DataLoader in the same process; and our
 own batches by Ray Data's iterator (from_items, map_batches by one process that stays, iter_batches), timed by the clock
 from its first batch on, since its work is in other processes. All other times are processor time, so that other work on
-the machine disturbs less; each figure is the best of the rounds. The float kernel is the fast one that training uses.
+the machine disturbs less; each figure is the best of the rounds. The kernels are those that training uses, on bytes.
 """
 
 import argparse
@@ -33,12 +33,13 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.transforms.v2 import functional as tvf
 
 from model.config import PictureConfig, ResizeKernel
-from model.picture import resize
-from pipelines import prepare, prepare_config
+from model.picture import empty_batch, padded_hw, resize
+from pipelines import host, prepare, prepare_config
 from pipelines.dataset import Dataset
 from pipelines.decode import decode_rgb, decode_rgb_fast
 from pipelines.geometry import AugmentConfig, draw_placement
 from pipelines.loading import Source, TrainBatches, collate, stream
+from pipelines.mask_crops import mask_crops
 from pipelines.ray_session import ray_session
 from pipelines.transforms import transform
 
@@ -151,21 +152,27 @@ def memory_lines(data: Dataset, epochs: int) -> list[str]:
 def steps_of(data: Dataset, picture: PictureConfig) -> dict[str, Callable[[], float]]:
     """The parts of our road, each alone."""
     records = [data.record(index) for index in range(len(data))]
-    pixels = [torch.from_numpy(decode_rgb_fast(record.image)).permute(2, 0, 1) for record in records]
+    pixels = [decode_rgb_fast(record.image) for record in records]
+    tensors = [torch.from_numpy(array).permute(2, 0, 1) for array in pixels]
     augment, count = AugmentConfig(flip=0.0), len(records)
     rng = np.random.default_rng(0)
     places = [draw_placement((r.height, r.width), picture, augment, rng) for r in records]
     samples = [transform(record, picture, augment, rng) for record in records[:BATCH]]
+    sizes = [place.size_hw for place in places[:BATCH]]
+    padded = padded_hw(sizes, picture.short_edge_px, picture)
     return {
         "read a record": lambda: rate(data.record, count, count),
         "decode by Pillow": lambda: rate(lambda k: decode_rgb(records[k].image), count, count),
         "decode by libjpeg-turbo": lambda: rate(lambda k: decode_rgb_fast(records[k].image), count, count),
-        "resize, fast float kernel": lambda: rate(lambda k: places[k].pixels(pixels[k]), count, count),
+        "resize bytes": lambda: rate(lambda k: places[k].pixels(pixels[k]), count, count),
         "resize, exact float kernel": lambda: rate(
-            lambda k: resize(pixels[k], places[k].resized_hw, picture.kernel), count, count
+            lambda k: resize(tensors[k], places[k].resized_hw, picture.kernel), count, count
         ),
         "record to sample, all": lambda: rate(lambda k: transform(records[k], picture, augment, rng), count, count),
-        "collate": lambda: rate(lambda k: collate(samples, [0] * BATCH, 800, picture), 10, 10 * BATCH),
+        "masks": lambda: rate(lambda k: mask_crops(records[k].instances, records[k], places[k]), count, count),
+        "collate": lambda: rate(
+            lambda k: collate(samples, empty_batch(sizes, padded, torch.uint8), [0] * BATCH), 10, 10 * BATCH
+        ),
     }
 
 
@@ -178,7 +185,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="of Ray Data's row and the table of memory")
     parser.add_argument("--no-ray-data", action="store_true")
     args = parser.parse_args()
-    torch.set_num_threads(1)
+    host.set_up(1, is_16_bit=False)
     pictures, annotations = args.coco / args.split, args.coco / f"annotations/instances_{args.split}.json"
     with tempfile.TemporaryDirectory() as folder:
         with ray_session(num_cpus=1):

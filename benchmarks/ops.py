@@ -20,7 +20,7 @@ from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
 from model.ops.conv import conv2d
-from model.ops.masks import mask_rle, mask_targets
+from model.ops.masks import mask_rle, mask_targets, polygon_crops
 from model.ops.nms import nms
 from model.ops.roi_align import pyramid_roi_align, roi_align
 
@@ -220,7 +220,31 @@ def mask_cases(device: str) -> list[Case]:
         return project_masks_on_boxes(masks, rois, index, 28)
 
     cases = [Case("mask_targets, 128 RoIs 28x28, 20 masks 800x1067", ours, theirs)]
-    return cases if device == "cuda" else [*cases, run_length_case(generator)]  # run lengths are made on the CPU
+    if device == "cuda":
+        return cases  # the others are made on the CPU
+    return [*cases, run_length_case(generator), polygon_case(num_masks, height, width)]
+
+
+def polygon_case(num_masks: int, height: int, width: int) -> Case:
+    """Tight bitmaps of outlines of 60 corners, beside pycocotools' whole ones."""
+    rng = np.random.default_rng(6)
+    angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    outline = np.stack([np.cos(angles), np.sin(angles)], 1)
+    sides = rng.uniform(20, 240, (num_masks, 1, 2)) / 2
+    points = rng.uniform(0.2, 0.8, (num_masks, 1, 2)) * [width, height] + outline * sides * rng.uniform(
+        0.7, 1, (num_masks, 60, 1)
+    )
+    ends = torch.arange(1, num_masks + 1)
+
+    def ours_drawn() -> object:
+        return polygon_crops(torch.from_numpy(points.reshape(-1, 2)), ends * 60, ends, height, width)
+
+    def theirs_drawn() -> object:
+        return [coco_mask.decode(coco_mask.frPyObjects([ring.ravel()], height, width)) for ring in points]
+
+    return Case(
+        f"polygon_crops, {num_masks} outlines in {height}x{width} (beside pycocotools)", ours_drawn, theirs_drawn
+    )
 
 
 def run_length_case(generator: torch.Generator) -> Case:

@@ -6,7 +6,7 @@
 namespace {
 
 /// Version of the operators' interface; model/ops/extension.py refuses a library with another one.
-int64_t version() { return 2; }
+int64_t version() { return 3; }
 
 /// Whether this build has the CUDA kernels.
 bool has_cuda() {
@@ -37,6 +37,8 @@ STABLE_TORCH_LIBRARY(maskray, m) {
   m.def(
       "mask_rle(Tensor probs, Tensor boxes, Tensor sizes_hw, float threshold, bool padded) "
       "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "polygon_crops(Tensor points, Tensor ring_ends, Tensor object_ends, int height, int width) -> (Tensor, Tensor)");
   m.def("winograd_conv(Tensor x, Tensor filters, Tensor? bias, bool transposed) -> Tensor");
   m.def("winograd_filter_grad(Tensor x, Tensor grad) -> Tensor");
 }

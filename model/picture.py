@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image
 from torch import Tensor
@@ -11,6 +12,8 @@ from torch.nn import functional as F
 
 from model.config import PictureConfig, ResizeKernel, ResizeRounding
 from model.structures import Images
+
+ByteArray = npt.NDArray[np.uint8]
 
 
 def resized_hw(height: int, width: int, short_edge_px: int, config: PictureConfig) -> tuple[int, int]:
@@ -32,7 +35,7 @@ def resized_hw(height: int, width: int, short_edge_px: int, config: PictureConfi
     return new
 
 
-def resize(pixels: Tensor, size_hw: tuple[int, int], kernel: ResizeKernel, fast: bool = False) -> Tensor:
+def resize(pixels: Tensor, size_hw: tuple[int, int], kernel: ResizeKernel) -> Tensor:
     """Resize a picture [3, H, W] to [3, h, w], RGB, 0..255, by the rule of the framework a detector comes from.
 
     The float kernel (torchvision: bilinear without antialias, in float32 on normalised values; both are linear, so
@@ -43,7 +46,6 @@ def resize(pixels: Tensor, size_hw: tuple[int, int], kernel: ResizeKernel, fast:
         pixels: the picture.
         size_hw: height and width wanted.
         kernel: whose rule.
-        fast: the float kernel by OpenCV: ten times as fast, within 0.03 of a grey level, which is enough for training.
 
     Raises:
         ValueError: pixels that are not uint8, for a kernel on bytes.
@@ -51,18 +53,39 @@ def resize(pixels: Tensor, size_hw: tuple[int, int], kernel: ResizeKernel, fast:
     is_float = kernel is ResizeKernel.FLOAT_BILINEAR
     if not is_float and pixels.dtype != torch.uint8:
         raise ValueError(f"{kernel.value} resizes bytes, got {pixels.dtype}: give the decoded picture as it is")
-    picture = pixels.to(torch.float32) if is_float else pixels
     if tuple(pixels.shape[-2:]) == size_hw:
-        return picture
-    if is_float and not fast:
-        return F.interpolate(picture[None], size=size_hw, mode="bilinear", align_corners=False)[0]
-    height, width = size_hw
-    array = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
-    if kernel is ResizeKernel.PIL_BILINEAR:
-        resized = np.array(Image.fromarray(array).resize((width, height), Image.Resampling.BILINEAR))
-    else:
-        resized = np.asarray(cv2.resize(array, (width, height), interpolation=cv2.INTER_LINEAR))
+        return pixels.to(torch.float32) if is_float else pixels
+    if is_float:
+        return F.interpolate(pixels.to(torch.float32)[None], size=size_hw, mode="bilinear", align_corners=False)[0]
+    resized = resize_bytes(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), size_hw, kernel)
     return torch.from_numpy(resized).permute(2, 0, 1)
+
+
+def resize_bytes(
+    picture: ByteArray, size_hw: tuple[int, int], kernel: ResizeKernel, out: ByteArray | None = None
+) -> ByteArray:
+    """Resize a picture [H, W, 3] of bytes to [h, w, 3] of bytes: what training does, ten times as fast as `resize`.
+
+    Pillow's and OpenCV's rules as `resize` has them. The float kernel is OpenCV's too, so its result is rounded to
+    whole grey levels: within one of the exact value.
+
+    Args:
+        picture: uint8, contiguous.
+        size_hw: height and width wanted.
+        kernel: whose rule.
+        out: uint8 [h, w, 3], where the result goes, perhaps a window of a batch; None for new memory.
+    """
+    height, width = size_hw
+    if kernel is ResizeKernel.PIL_BILINEAR:
+        resized = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+    elif picture.shape[:2] == size_hw:
+        resized = picture
+    else:
+        resized = np.asarray(cv2.resize(picture, (width, height), dst=out, interpolation=cv2.INTER_LINEAR))
+    if out is None or resized is out:
+        return resized
+    np.copyto(out, resized)
+    return out
 
 
 def _round_up(value: int, divisor: int) -> int:
@@ -86,6 +109,16 @@ def padded_hw(sizes_hw: Sequence[tuple[int, int]], short_edge_px: int, config: P
 def tight_hw(sizes_hw: Sequence[tuple[int, int]], config: PictureConfig) -> tuple[int, int]:
     """The smallest padded size that holds every picture of a batch: what inference pads to."""
     return tuple(_round_up(max(side), config.size_divisor) for side in zip(*sizes_hw, strict=True))  # type: ignore[return-value]
+
+
+def empty_batch(sizes_hw: Sequence[tuple[int, int]], size_hw: tuple[int, int], dtype: torch.dtype) -> Images:
+    """A batch of `size_hw`, channels last, for pictures of `sizes_hw` that are not written yet; the padding is zero."""
+    shape = (len(sizes_hw), *size_hw, 3)
+    batch = torch.empty(shape, dtype=dtype)
+    for slot, (height, width) in zip(batch, sizes_hw, strict=True):
+        slot[height:].zero_()
+        slot[:height, width:].zero_()
+    return Images(batch.permute(0, 3, 1, 2), torch.tensor(sizes_hw, dtype=torch.int64).reshape(-1, 2))
 
 
 def pad(pictures: Sequence[Tensor], size_hw: tuple[int, int]) -> Images:

@@ -5,13 +5,13 @@ Points and boxes are in continuous pixels: a picture of width W reaches from 0 t
 
 import dataclasses
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from model.config import PictureConfig, ResizeKernel
-from model.picture import resize, resized_hw
+from model.picture import ByteArray, resize_bytes, resized_hw
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -111,27 +111,46 @@ class Placement:
             placed[:, 0] = shown - placed[:, 0]
         return np.asarray(placed)
 
-    def box(self, xyxy: tuple[float, float, float, float]) -> FloatArray:
-        """A box [4] of the picture on the result; it may reach outside."""
-        (xa, y1), (xb, y2) = self.points(np.array(xyxy).reshape(2, 2))
-        return np.array([min(xa, xb), y1, max(xa, xb), y2])
+    def boxes(self, xyxy: FloatArray) -> FloatArray:
+        """Boxes [n, 4] of the picture on the result; they may reach outside."""
+        placed = self.points(xyxy.reshape(-1, 2)).reshape(-1, 4)
+        return placed[:, [2, 1, 0, 3]] if self.flip else placed
 
-    def pixels(self, picture: Tensor) -> Tensor:
-        """The picture [3, H, W], uint8, placed: [3, h, w] as `model.picture.resize` makes it."""
+    def pixels(self, picture: ByteArray, out: ByteArray | None = None) -> ByteArray:
+        """The picture [H, W, 3] placed: [h, w, 3] as `model.picture.resize_bytes` makes it, in `out` if given."""
+        # Mirrored first, while it is small; the window is then counted from the other side.
+        turned = np.asarray(cv2.flip(picture, 1), np.uint8) if self.flip else picture
+        if not self.crops:
+            return resize_bytes(turned, self.resized_hw, self.kernel, out)
         y0, x0, height, width = self.window
-        # Mirrored first, while it is small and in bytes; the window is then counted from the other side.
-        placed = resize(picture.flip(2) if self.flip else picture, self.resized_hw, self.kernel, fast=True)
         left = self.resized_hw[1] - x0 - width if self.flip else x0
-        return placed[:, y0 : y0 + height, left : left + width] if self.crops else placed
+        window = resize_bytes(turned, self.resized_hw, self.kernel)[y0 : y0 + height, left : left + width]
+        if out is None:
+            return window
+        np.copyto(out, window)
+        return out
 
-    def values(self, bitmap: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    def values(self, bitmap: ByteArray) -> ByteArray:
         """A bitmap or map [H, W] placed by nearest neighbours: [h, w]."""
-        (height, width), (new_height, new_width), (y0, x0, rows, columns) = self.source_hw, self.resized_hw, self.window
         if self.resized_hw != self.source_hw or self.crops:
-            y = np.arange(y0, y0 + rows) * height // new_height
-            x = np.arange(x0, x0 + columns) * width // new_width
+            y, x = self._nearest()
             bitmap = bitmap[y[:, None], x]
         return np.ascontiguousarray(bitmap[:, ::-1] if self.flip else bitmap)
+
+    def crop(self, y0: int, x0: int, bits: ByteArray) -> tuple[int, int, ByteArray]:
+        """As `values`, of a bitmap that is zero outside of `bits` at row y0 and column x0; gives such a window back."""
+        y, x = self._nearest()
+        rows = slice(*np.searchsorted(y, [y0, y0 + bits.shape[0]]).tolist())
+        columns = slice(*np.searchsorted(x, [x0, x0 + bits.shape[1]]).tolist())
+        placed = bits[(y[rows] - y0)[:, None], x[columns] - x0]
+        if not self.flip:
+            return rows.start, columns.start, placed
+        return rows.start, self.size_hw[1] - columns.stop, placed[:, ::-1]
+
+    def _nearest(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """The picture's row of each row of the result, and its column of each column before it is mirrored."""
+        (height, width), (new_height, new_width), (y0, x0, rows, columns) = self.source_hw, self.resized_hw, self.window
+        return np.arange(y0, y0 + rows) * height // new_height, np.arange(x0, x0 + columns) * width // new_width
 
 
 def draw_placement(
@@ -161,12 +180,12 @@ def _draw(edges: tuple[int, ...], ranges: bool, rng: np.random.Generator) -> int
     return int(edges[rng.integers(len(edges))])
 
 
-def jitter_colour(pixels: Tensor, strength: float, rng: np.random.Generator) -> Tensor:
-    """Change brightness, contrast and saturation of [3, h, w] in 0..255, each by a factor of 1 ± `strength`."""
+def jitter_colour(picture: ByteArray, strength: float, rng: np.random.Generator) -> ByteArray:
+    """Change brightness, contrast and saturation of [H, W, 3], each by a factor of 1 ± `strength`."""
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
-    bright = pixels.to(torch.float32) * brightness
-    grey = torch.tensordot(torch.tensor([0.299, 0.587, 0.114]), bright, dims=1)
+    bright = torch.from_numpy(picture).to(torch.float32) * brightness
+    grey = bright @ torch.tensor([0.299, 0.587, 0.114])
     mean = grey.mean()
     # Saturation pulls colours to their grey, contrast pulls everything to the picture's mean.
-    made = torch.lerp(grey[None], bright, saturation).sub_(mean).mul_(contrast).add_(mean)
-    return made.clamp_(0, 255).to(pixels.dtype)
+    made = torch.lerp(grey[..., None], bright, saturation).sub_(mean).mul_(contrast).add_(mean)
+    return np.asarray(made.round_().clamp_(0, 255).to(torch.uint8).numpy())

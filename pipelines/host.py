@@ -3,6 +3,7 @@
 import ctypes
 import warnings
 
+import cv2
 import torch
 
 _M_TRIM_THRESHOLD = -1
@@ -10,8 +11,9 @@ _M_MMAP_MAX = -4
 
 
 def set_up(threads: int, is_16_bit: bool) -> None:
-    """Set the number of threads, keep freed memory, and say where 16-bit arithmetic is emulated."""
+    """Set the number of threads (OpenCV has its own), keep freed memory, say where 16-bit arithmetic is emulated."""
     torch.set_num_threads(threads)
+    cv2.setNumThreads(threads)
     keep_freed_memory()
     level = torch.backends.cpu.get_cpu_capability()
     if is_16_bit and level in ("DEFAULT", "AVX2"):

@@ -16,13 +16,15 @@ from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
 from model.config import PictureConfig
-from model.picture import pad, padded_hw
+from model.picture import ByteArray, empty_batch, padded_hw
 from model.structures import Images, PackedMasks, Targets
+from pipelines import host
 from pipelines.dataset import Dataset
 from pipelines.decode import UNKNOWN_CLASS, DecodeError
-from pipelines.geometry import AugmentConfig, largest_picture
+from pipelines.geometry import AugmentConfig, Placement, draw_placement, largest_picture
 from pipelines.order import Position, SampleOrder, sample_seed
-from pipelines.transforms import Sample, Wanted, mirrored, transform
+from pipelines.records import Record
+from pipelines.transforms import Sample, Wanted, mirrored, place
 
 _MIN_OBJECTS = 8
 _MIN_MASK_BYTES = 1 << 12
@@ -59,25 +61,16 @@ def aspect_groups(sizes_hw: npt.NDArray[np.int32], short_edge_px: int, picture: 
     return np.where(square, 0, np.where(width >= height, 1, 2)).astype(np.int8)
 
 
-def collate(
-    samples: Sequence[Sample],
-    seeds: Sequence[int],
-    short_edge_px: int,
-    picture: PictureConfig,
-    wanted: Wanted = Wanted(),
-) -> tuple[Images, Targets]:
-    """Pad samples to one of a few shapes: pictures, objects a picture, and mask bytes.
+def collate(samples: Sequence[Sample], images: Images, seeds: Sequence[int], wanted: Wanted = Wanted()) -> Targets:
+    """Objects and masks of samples padded to one of a few shapes: objects a picture, and mask bytes.
 
     Args:
         samples: the batch.
+        images: its pictures, which fix the shape of semantic maps.
         seeds: one a sample, fixes which of its boxes are sampled.
-        short_edge_px: the largest short edge in use.
-        picture: the detector's picture settings.
         wanted: what the samples hold beside boxes, classes and masks.
     """
-    sizes = [(sample.pixels.shape[1], sample.pixels.shape[2]) for sample in samples]
-    images = pad([sample.pixels for sample in samples], padded_hw(sizes, short_edge_px, picture))
-    batch = len(samples)
+    sizes, batch = images.sizes_hw.tolist(), len(samples)
     counts = [len(s.labels) + (0 if s.ignored is None else len(s.ignored)) for s in samples]
     objects = _power_of_two(max(counts), _MIN_OBJECTS)
     mask_bytes = sum(crop.bits.size for sample in samples for crop in sample.masks if crop is not None)
@@ -95,7 +88,7 @@ def collate(
             if crop is None:
                 offsets[b, g] = -1
                 continue
-            data[start : start + crop.bits.size] = crop.bits.ravel()
+            data[start : start + crop.bits.size].reshape(crop.bits.shape)[:] = crop.bits
             offsets[b, g] = start
             extents[b, g] = (crop.y0, crop.x0, *crop.bits.shape, *sizes[b])
             start += crop.bits.size
@@ -104,7 +97,7 @@ def collate(
         torch.from_numpy(boxes), torch.from_numpy(labels), torch.from_numpy(valid), masks,
         torch.tensor(list(seeds), dtype=torch.int64),
     )  # fmt: skip
-    return images, _with_wanted(targets, images, samples, wanted)
+    return _with_wanted(targets, images, samples, wanted)
 
 
 def _with_wanted(targets: Targets, images: Images, samples: Sequence[Sample], wanted: Wanted) -> Targets:
@@ -223,23 +216,42 @@ class TrainBatches(TorchDataset[Batch]):
         Raises:
             LoadingError: a picture cannot be decoded.
         """
-        samples, seeds, ids = [], [], []
-        for number, place in self.positions(step):
-            seed = sample_seed(self._seed + number, place.epoch, place.index, place.copy)
-            record = self._sources[number].dataset.record(place.index)
-            rng = np.random.default_rng(seed)
-            augment, wanted, swaps = self._augments[number], self._wanted_of[number], self._swaps[number]
-            try:
-                samples.append(transform(record, self._picture, augment, rng, wanted, swaps))
-            except DecodeError as error:
-                raise LoadingError(
-                    f"record {place.index} ({record.file_name}) of {self._sources[number].dataset.uri} cannot be "
-                    f"decoded ({error}): prepare the data again without --no-full-decode, which rejects such pictures"
-                ) from error
-            seeds.append(seed)
-            ids.append(record.image_id)
-        images, targets = collate(samples, seeds, self._largest.short_edge_px, self._largest, self._wanted)
-        return Batch(images, targets, torch.tensor(ids, dtype=torch.int64))
+        drawn = []
+        for number, position in self.positions(step):
+            seed = sample_seed(self._seed + number, position.epoch, position.index, position.copy)
+            record, rng = self._sources[number].dataset.record(position.index), np.random.default_rng(seed)
+            placement = draw_placement((record.height, record.width), self._picture, self._augments[number], rng)
+            drawn.append(_Drawn(number, position.index, seed, record, rng, placement))
+        sizes = [one.placement.size_hw for one in drawn]
+        images = empty_batch(sizes, padded_hw(sizes, self._largest.short_edge_px, self._largest), torch.uint8)
+        slots = images.pixels.permute(0, 2, 3, 1).numpy()
+        samples = [self._place(one, slot) for one, slot in zip(drawn, slots, strict=True)]
+        targets = collate(samples, images, [one.seed for one in drawn], self._wanted)
+        return Batch(images, targets, torch.tensor([one.record.image_id for one in drawn], dtype=torch.int64))
+
+    def _place(self, one: "_Drawn", slot: ByteArray) -> Sample:
+        """The sample, with its pixels in its slot [H, W, 3] of the batch."""
+        height, width = one.placement.size_hw
+        number, colour = one.source, self._augments[one.source].colour
+        wanted, swaps, out = self._wanted_of[number], self._swaps[number], slot[:height, :width]
+        try:
+            return place(one.record, one.placement, colour, one.rng, wanted, swaps, out)
+        except DecodeError as error:
+            raise LoadingError(
+                f"record {one.row} ({one.record.file_name}) of {self._sources[number].dataset.uri} cannot be "
+                f"decoded ({error}): prepare the data again without --no-full-decode, which rejects such pictures"
+            ) from error
+
+
+class _Drawn(NamedTuple):
+    """A sample of a batch before its picture is decoded."""
+
+    source: int
+    row: int
+    seed: int
+    record: Record
+    rng: np.random.Generator
+    placement: Placement
 
 
 def _largest(pictures: Sequence[PictureConfig]) -> PictureConfig:
@@ -280,5 +292,10 @@ def stream(batches: TrainBatches, start: int, stop: int, loader_processes: int, 
         pin_memory=pin,
         prefetch_factor=4 if loader_processes else None,
         multiprocessing_context="spawn" if loader_processes else None,
+        worker_init_fn=_set_up_loader,
     )
     yield from loader
+
+
+def _set_up_loader(_: int) -> None:
+    host.set_up(1, is_16_bit=False)

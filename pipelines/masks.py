@@ -8,7 +8,6 @@ with a run of zeros.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -165,22 +164,6 @@ def crop_rle(counts: bytes, height: int, width: int) -> tuple[int, int, ByteArra
     columns = np.cumsum(flat[:-1], dtype=np.int8).view(np.uint8).reshape(x1 - x0, height).T
     y0, inner, bits = crop(columns)
     return y0, x0 + inner, bits
-
-
-def crop_polygons(polygons: Sequence[FloatArray], height: int, width: int) -> tuple[int, int, ByteArray]:
-    """`crop(rasterise(polygons, ...))` in a window around the rings; see `crop` for what comes back."""
-    points = np.concatenate(polygons).reshape(-1, 2)
-    low, high = points.min(axis=0), points.max(axis=0)
-    # Shifted by whole pixels a polygon covers the same pixels; where it begins left of or above the picture, it stays.
-    x0, y0 = (max(0, math.floor(value) - 1) for value in low.tolist())
-    x1, y1 = math.ceil(min(float(high[0]), width)) + 1, math.ceil(min(float(high[1]), height)) + 1
-    columns, rows = min(x1, width) - x0, min(y1, height) - y0
-    if rows <= 0 or columns <= 0:
-        return 0, 0, np.zeros((0, 0), np.uint8)
-    shifted = [(ring.reshape(-1, 2) - [x0, y0]).ravel() for ring in polygons]
-    bits = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(shifted, rows, columns)))
-    top, left, tight = crop(bits)
-    return (y0 + top, x0 + left, tight) if tight.size else (0, 0, tight)
 
 
 def encode(mask: ByteArray) -> bytes:

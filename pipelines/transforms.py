@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from model.config import DetectorConfig, PictureConfig
+from model.picture import ByteArray
 from pipelines.decode import UNKNOWN_CLASS, decode_map, decode_rgb_fast
-from pipelines.geometry import AugmentConfig, Placement, draw_placement, jitter_colour
-from pipelines.masks import crop, crop_polygons, rasterise
+from pipelines.geometry import AugmentConfig, FloatArray, Placement, draw_placement, jitter_colour
+from pipelines.mask_crops import MaskCrop, mask_crops
 from pipelines.records import Instance, Record
 
 _MIN_SIDE_PX = 1
@@ -45,19 +46,11 @@ class Wanted:
         return cls(keypoints=keypoints, semantic=semantic)
 
 
-class MaskCrop(NamedTuple):
-    """A tight bitmap: bits uint8 [h, w], placed at row y0 and column x0 of the whole mask."""
-
-    y0: int
-    x0: int
-    bits: npt.NDArray[np.uint8]
-
-
 class Sample(NamedTuple):
     """A transformed picture with its trainable objects.
 
     Attributes:
-        pixels: float32 [3, H, W], 0..255, RGB.
+        pixels: uint8 [3, H, W], RGB, channels last in memory.
         boxes: float32 [G, 4].
         labels: int64 [G].
         masks: one crop an object; None where its mask is not known.
@@ -77,19 +70,17 @@ class Sample(NamedTuple):
     weights: npt.NDArray[np.float32] | None = None
 
 
-class _Object(NamedTuple):
-    instance: Instance
-    box: npt.NDArray[np.float64]
-    mask: MaskCrop | None
-
-
 def picture_tensor(record: Record) -> Tensor:
     """The decoded, upright picture uint8 [3, H, W], RGB; of any size that was accepted when the data were prepared.
 
     Raises:
         DecodeError: the bytes are not a picture that can be decoded.
     """
-    return torch.from_numpy(decode_rgb_fast(record.image, record.height * record.width)).permute(2, 0, 1)
+    return torch.from_numpy(_decoded(record)).permute(2, 0, 1)
+
+
+def _decoded(record: Record) -> ByteArray:
+    return decode_rgb_fast(record.image, record.height * record.width)
 
 
 def mirrored(names: Sequence[str]) -> tuple[int, ...]:
@@ -111,10 +102,7 @@ def transform(
     wanted: Wanted = Wanted(),
     swaps: Sequence[Sequence[int]] = (),
 ) -> Sample:
-    """Decode a record and place it at random.
-
-    Crowds, ignored regions, objects under a pixel and objects that a crop leaves nothing of are no objects of the
-    sample. Boxes end where the picture does; that of an object that a crop cuts is the box of what is left of its mask.
+    """Decode a record and place it at random; see `place` for what becomes of its objects.
 
     Args:
         record: the picture and its objects.
@@ -125,59 +113,88 @@ def transform(
         swaps: by label, `mirrored` of the class's keypoints; needed where keypoints are wanted.
     """
     placement = draw_placement((record.height, record.width), picture, augment, rng)
-    pixels = placement.pixels(picture_tensor(record))
-    if augment.colour:
-        pixels = jitter_colour(pixels, augment.colour, rng)
-    objects = [o for i in record.instances if not (i.crowd or i.ignore) and (o := _object(i, record, placement))]
-    boxes = np.array([o.box for o in objects], np.float32).reshape(-1, 4)
-    labels = np.array([o.instance.label for o in objects], np.int64)
-    sample = Sample(pixels, boxes, labels, tuple(o.mask for o in objects))
+    return place(record, placement, augment.colour, rng, wanted, swaps)
+
+
+def place(
+    record: Record,
+    placement: Placement,
+    colour: float,
+    rng: np.random.Generator,
+    wanted: Wanted = Wanted(),
+    swaps: Sequence[Sequence[int]] = (),
+    out: ByteArray | None = None,
+) -> Sample:
+    """Decode a record and place it.
+
+    Crowds, ignored regions, objects under a pixel and objects that a crop leaves nothing of are no objects of the
+    sample. Boxes end where the picture does; that of an object that a crop cuts is the box of what is left of its mask.
+
+    Args:
+        record: the picture and its objects.
+        placement: where it goes.
+        colour: how far its colours may change, see `AugmentConfig`.
+        rng: of this sample.
+        wanted: what to load.
+        swaps: by label, `mirrored` of the class's keypoints; needed where keypoints are wanted.
+        out: uint8 [h, w, 3], the place of the pixels in a batch; None for new memory.
+
+    Raises:
+        DecodeError: the bytes are not a picture that can be decoded.
+    """
+    source = _decoded(record)
+    if colour:
+        source = jitter_colour(source, colour, rng)
+    pixels = torch.from_numpy(placement.pixels(source, out)).permute(2, 0, 1)
+    things = [instance for instance in record.instances if not (instance.crowd or instance.ignore)]
+    things, boxes, masks = _objects(things, record, placement)
+    labels = np.array([thing.label for thing in things], np.int64)
+    sample = Sample(pixels, boxes.astype(np.float32), labels, tuple(masks))
     if wanted.keypoints:
-        points = [_keypoints(o.instance, placement, wanted.keypoints, swaps) for o in objects]
+        points = [_keypoints(thing, placement, wanted.keypoints, swaps) for thing in things]
         sample = sample._replace(keypoints=np.array(points, np.float32).reshape(-1, wanted.keypoints, 3))
     if wanted.semantic:
         sample = sample._replace(semantic=_semantic(record, placement))
     if wanted.ignore:
-        regions = [_clipped(placement.box(i.box_xyxy), placement) for i in record.instances if i.crowd or i.ignore]
-        kept = [box for box in regions if _is_visible(box)]
-        sample = sample._replace(ignored=np.array(kept, np.float32).reshape(-1, 4))
+        regions = [instance for instance in record.instances if instance.crowd or instance.ignore]
+        shown = _clipped(placement.boxes(_boxes(regions)), placement)
+        sample = sample._replace(ignored=shown[_is_visible(shown)].astype(np.float32))
     if wanted.weights:
-        sample = sample._replace(weights=np.array([o.instance.loss_weight for o in objects], np.float32))
+        sample = sample._replace(weights=np.array([thing.loss_weight for thing in things], np.float32))
     return sample
 
 
-def _object(instance: Instance, record: Record, placement: Placement) -> _Object | None:
-    """An object on the placed picture; None where too little of it is left."""
-    box = placement.box(instance.box_xyxy)
+def _objects(
+    things: list[Instance], record: Record, placement: Placement
+) -> tuple[list[Instance], FloatArray, list[MaskCrop | None]]:
+    """Those of which enough is left on the placed picture, with their boxes [n, 4] and masks there."""
+    placed = placement.boxes(_boxes(things))
     # Clipped always, as every framework of origin does: annotated boxes may reach outside of their picture.
-    shown = _clipped(box, placement)
-    is_cut = placement.crops and bool((box != shown).any())
-    if not _is_visible(shown):
-        return None
-    mask = _mask_crop(instance, record, placement)
-    if is_cut and mask is not None:
-        height, width = mask.bits.shape
-        shown = np.array([mask.x0, mask.y0, mask.x0 + width, mask.y0 + height], np.float64)
-    return _Object(instance, shown, mask) if _is_visible(shown) else None
+    shown = _clipped(placed, placement)
+    kept = np.flatnonzero(_is_visible(shown))
+    things, placed, shown = [things[number] for number in kept], placed[kept], shown[kept]
+    masks = mask_crops(things, record, placement)
+    if not placement.crops:
+        return things, shown, masks
+    for number in np.flatnonzero((placed != shown).any(axis=1)):
+        if (mask := masks[number]) is not None:
+            height, width = mask.bits.shape
+            shown[number] = mask.x0, mask.y0, mask.x0 + width, mask.y0 + height
+    kept = np.flatnonzero(_is_visible(shown))
+    return [things[number] for number in kept], shown[kept], [masks[number] for number in kept]
 
 
-def _clipped(box: npt.NDArray[np.float64], placement: Placement) -> npt.NDArray[np.float64]:
+def _boxes(things: Sequence[Instance]) -> FloatArray:
+    return np.array([thing.box_xyxy for thing in things], np.float64).reshape(-1, 4)
+
+
+def _clipped(boxes: FloatArray, placement: Placement) -> FloatArray:
     height, width = placement.size_hw
-    return np.clip(box, 0, [width, height, width, height])
+    return np.clip(boxes, 0, [width, height, width, height])
 
 
-def _is_visible(box: npt.NDArray[np.float64]) -> bool:
-    return bool(box[2] - box[0] >= _MIN_SIDE_PX and box[3] - box[1] >= _MIN_SIDE_PX)
-
-
-def _mask_crop(instance: Instance, record: Record, placement: Placement) -> MaskCrop | None:
-    """The object's mask on the placed picture; None where it has none."""
-    if instance.polygons is not None:
-        rings = [placement.points(ring.reshape(-1, 2)).ravel() for ring in instance.polygons]
-        return MaskCrop(*crop_polygons(rings, *placement.size_hw))
-    if instance.rle is None:
-        return None
-    return MaskCrop(*crop(placement.values(rasterise(instance.rle, record.height, record.width))))
+def _is_visible(boxes: FloatArray) -> npt.NDArray[np.bool_]:
+    return np.asarray((boxes[:, 2:] - boxes[:, :2] >= _MIN_SIDE_PX).all(axis=1))
 
 
 def _keypoints(

@@ -1,4 +1,4 @@
-"""Instance masks: packed crops to training targets, predicted probabilities to COCO run lengths.
+"""Instance masks: polygons to packed crops, those to training targets, predicted probabilities to COCO run lengths.
 
 A packed crop is the tight bitmap of one instance: ``data`` uint8 [S] holds the crops' rows one after another,
 and each instance has an ``offset`` into it and an ``extent`` (y0, x0, h, w, H, W) - rows y0..y0+h and columns
@@ -97,6 +97,49 @@ def _mask_targets_fake(
     return rois.new_empty((rois.shape[0], size, size), dtype=torch.float32)
 
 
+def polygon_crops(
+    points: Tensor, ring_ends: Tensor, object_ends: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    """Tight bitmaps of objects given as polygons, on the CPU; the pixels are those of pycocotools' rasteriser.
+
+    An object covers what any of its rings covers, each by the even-odd rule.
+
+    Args:
+        points: Corners x, y of all rings, one after the other, in pixels of the picture, float64 [P, 2]. They may lie
+            outside the picture, 2^27 pixels at most.
+        ring_ends: One past the last corner of each ring, int64 [R], ascending.
+        object_ends: One past the last ring of each object, int64 [G], ascending.
+        height: Of the picture, pixels.
+        width: Of the picture, pixels.
+
+    Returns:
+        Pixels 0 or 1 of the bitmaps, row by row and one after the other, uint8 [S], and their extents (y0, x0, h, w)
+        in the picture, int64 [G, 4]; an object that covers no pixel has zeros.
+
+    Raises:
+        ValueError: A shape, type, size or device does not fit, a corner is not finite or too far, or ends that do not
+            ascend to the number of corners and rings.
+    """
+    if points.dtype != torch.float64 or points.dim() != 2 or points.shape[1] != 2:
+        raise ValueError(f"polygons got corners {points.dtype} {list(points.shape)}, wanted float64 [P, 2]")
+    for name, ends in (("ring_ends", ring_ends), ("object_ends", object_ends)):
+        if ends.dtype != torch.int64 or ends.dim() != 1:
+            raise ValueError(f"polygons got {name} {ends.dtype} {list(ends.shape)}, wanted int64, one number each")
+    if not (1 <= height < 2**26 and 1 <= width < 2**26):
+        raise ValueError(f"polygons got a picture of {height} x {width} pixels, wanted 1 to 2^26 a side")
+    if any(tensor.device.type != "cpu" for tensor in (points, ring_ends, object_ends)):
+        raise ValueError("polygons are rasterised on the CPU: move corners and ends there")
+    operator = torch.ops.maskray.polygon_crops
+    return cast(tuple[Tensor, Tensor], extension.call(operator, points, ring_ends, object_ends, height, width))
+
+
+def _polygon_crops_fake(
+    points: Tensor, ring_ends: Tensor, object_ends: Tensor, height: int, width: int
+) -> tuple[Tensor, Tensor]:
+    total = torch.library.get_ctx().new_dynamic_size()
+    return points.new_empty((total,), dtype=torch.uint8), object_ends.new_empty((object_ends.shape[0], 4))
+
+
 def mask_rle(probs: Tensor, boxes: Tensor, sizes_hw: Tensor, threshold: float = 0.5, *, padded: bool) -> MaskRuns:
     """Run lengths of predicted masks pasted into their pictures, without ever making a full-size mask.
 
@@ -160,4 +203,5 @@ def _mask_rle_fake(
 
 
 torch.library.register_fake("maskray::mask_targets", _mask_targets_fake)
+torch.library.register_fake("maskray::polygon_crops", _polygon_crops_fake)
 torch.library.register_fake("maskray::mask_rle", _mask_rle_fake)

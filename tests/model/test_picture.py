@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from model.config import PictureConfig, ResizeKernel, ResizeRounding
-from model.picture import pad, padded_hw, resize, resized_hw, tight_hw
+from model.picture import empty_batch, pad, padded_hw, resize, resize_bytes, resized_hw, tight_hw
 
 FLOOR = PictureConfig(rounding=ResizeRounding.FLOOR)
 HALF_UP = PictureConfig(rounding=ResizeRounding.HALF_UP)
@@ -218,10 +218,30 @@ def test_padding_is_zero_at_the_bottom_and_right(dtype):
 
 
 @pytest.mark.parametrize("size", [(90, 130), (300, 201), (480, 641)])
-def test_the_fast_float_kernel_is_the_exact_one_to_a_hundredth_of_a_grey_level(size):
+@pytest.mark.parametrize("kernel", list(ResizeKernel))
+def test_bytes_are_resized_as_pictures_are_to_whole_grey_levels(size, kernel):
     picture = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    array = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
     for wanted in ((128, 190), (400, 333), size):
-        exact = resize(picture, wanted, ResizeKernel.FLOAT_BILINEAR)
-        fast = resize(picture, wanted, ResizeKernel.FLOAT_BILINEAR, fast=True)
-        assert fast.dtype == torch.float32
-        torch.testing.assert_close(fast, exact, rtol=0, atol=0.03)
+        exact = resize(picture, wanted, kernel).permute(1, 2, 0).float().numpy()
+        found = resize_bytes(array, wanted, kernel)
+        assert (found.dtype, found.shape) == (np.uint8, (*wanted, 3))
+        difference = np.abs(found - exact)
+        assert difference.max() <= (1.0 if kernel is ResizeKernel.FLOAT_BILINEAR else 0.0)
+        assert difference.mean() <= 0.3  # rounding alone makes a quarter
+        batch = np.full((wanted[0] + 3, wanted[1] + 5, 3), 77, np.uint8)
+        window = batch[: wanted[0], : wanted[1]]
+        assert resize_bytes(array, wanted, kernel, window) is window
+        np.testing.assert_array_equal(window, found)
+        assert (batch[wanted[0] :] == 77).all()
+        assert (batch[:, wanted[1] :] == 77).all()
+
+
+def test_an_empty_batch_has_zeros_for_padding_only():
+    images = empty_batch([(5, 8), (6, 3)], (8, 12), torch.uint8)
+    assert images.pixels.shape == (2, 3, 8, 12)
+    assert images.pixels.is_contiguous(memory_format=torch.channels_last)
+    assert images.sizes_hw.tolist() == [[5, 8], [6, 3]]
+    for pixels, (height, width) in zip(images.pixels, images.sizes_hw.tolist(), strict=True):
+        pixels[:, :height, :width] = 0
+    assert not images.pixels.any()

@@ -9,12 +9,13 @@ import torch
 from torch.utils import _pytree as pytree
 
 from model.config import PictureConfig
-from model.picture import padded_hw, resized_hw
+from model.picture import empty_batch, padded_hw, resized_hw
 from pipelines import decode, masks
 from pipelines.check_semantic import check_map
 from pipelines.geometry import AugmentConfig
 from pipelines.loading import LoadingError, Source, TrainBatches, aspect_groups, collate, stream
-from pipelines.transforms import MaskCrop, Sample, Wanted, transform
+from pipelines.mask_crops import MaskCrop
+from pipelines.transforms import Sample, Wanted, transform
 from tests.pipelines import tiny_run, tiny_shards
 from tests.pipelines.tiny_pictures import grey_png
 from tests.pipelines.tiny_shards import record, thing
@@ -125,7 +126,7 @@ def test_shapes_come_from_a_few_sizes(data):
     assert len(sides) > 1
     for batch in made:
         assert batch.images.pixels.is_contiguous(memory_format=torch.channels_last)
-        assert (batch.images.pixels.dtype, batch.targets.boxes.dtype) == (torch.float32, torch.float32)
+        assert (batch.images.pixels.dtype, batch.targets.boxes.dtype) == (torch.uint8, torch.float32)
         objects, mask_bytes = batch.targets.boxes.shape[1], len(batch.targets.masks.data)
         assert objects >= 8
         assert mask_bytes >= 4096
@@ -154,7 +155,12 @@ def sample(count=0, size_hw=(30, 40), holes=(), side=5):
         None if k in holes else MaskCrop(k, 2 * k, np.full((side, side + k), 1 + 0 * k, np.uint8)) for k in range(count)
     )
     boxes = np.array([[k, k, k + 9, k + 7] for k in range(count)], np.float32).reshape(-1, 4)
-    return Sample(torch.ones(3, *size_hw), boxes, np.arange(count, dtype=np.int64), crops)
+    return Sample(torch.ones(3, *size_hw, dtype=torch.uint8), boxes, np.arange(count, dtype=np.int64), crops)
+
+
+def collated(samples):
+    images = empty_batch([tuple(one.pixels.shape[1:]) for one in samples], (64, 96), torch.uint8)
+    return collate(samples, images, range(len(samples)))
 
 
 def test_packed_masks_are_the_whole_masks():
@@ -170,16 +176,16 @@ def test_packed_masks_are_the_whole_masks():
     picture = PictureConfig(short_edge_px=48, long_edge_px=64)
     same = AugmentConfig(flip=0.0)
     samples = [transform(source, picture, same, np.random.default_rng(0)), sample(3)]
-    _, targets = collate(samples, [5, 6], 48, picture)
+    targets = collated(samples)
     assert targets.valid.sum(1).tolist() == [11, 3]
     assert targets.boxes.shape == (2, 16, 4)
     for g, instance in enumerate(things):
         np.testing.assert_array_equal(unpacked(targets, 0, g), masks.rasterise(instance.rle, 48, 64))
-    assert targets.seeds.tolist() == [5, 6]
+    assert targets.seeds.tolist() == [0, 1]
 
 
 def test_objects_without_a_mask_are_marked():
-    _, targets = collate([sample(3, holes=(1,)), sample(2, holes=(0, 1)), sample(0)], [0, 1, 2], 32, PICTURE)
+    targets = collated([sample(3, holes=(1,)), sample(2, holes=(0, 1)), sample(0)])
     assert targets.masks.offsets[0, :3].tolist() == [0, -1, 25]
     assert targets.masks.offsets[1, :2].tolist() == [-1, -1]
     assert targets.masks.extents[0, 2].tolist() == [2, 4, 5, 7, 30, 40]
@@ -190,14 +196,14 @@ def test_objects_without_a_mask_are_marked():
 
 @pytest.mark.parametrize(("count", "padded"), [(0, 8), (8, 8), (9, 16), (16, 16), (17, 32)])
 def test_objects_are_padded_to_powers_of_two(count, padded):
-    _, targets = collate([sample(count), sample(1)], [0, 1], 32, PICTURE)
+    targets = collated([sample(count), sample(1)])
     assert targets.labels.shape == (2, padded)
     assert targets.valid[0].tolist() == [True] * count + [False] * (padded - count)
 
 
 @pytest.mark.parametrize(("side", "padded"), [(63, 4096), (64, 4096), (65, 8192)])
 def test_mask_bytes_are_padded_to_powers_of_two(side, padded):
-    _, targets = collate([sample(1, side=side)], [0], 32, PICTURE)
+    targets = collated([sample(1, side=side)])
     assert targets.masks.data.shape == (padded,)
     assert int(targets.masks.data.sum()) == side * side
 

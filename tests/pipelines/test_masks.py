@@ -202,21 +202,3 @@ def test_every_real_mask_equals_pycocotools(split):
             else masks.validate_rle(raw["counts"], height, width)
         )
         np.testing.assert_array_equal(masks.rasterise(ours, height, width), theirs)
-
-
-@pytest.mark.parametrize("seed", range(6))
-def test_the_crop_of_polygons_is_that_of_the_whole_mask(seed):
-    """Rings inside, across every border and outside, with corners on and between pixels."""
-    rng = np.random.default_rng(seed)
-    for _ in range(150):
-        height, width = rng.integers(1, 60, 2).tolist()
-        rings = []
-        for _ in range(rng.integers(1, 4)):
-            centre, spread = rng.uniform(-0.3, 1.3, 2) * [width, height], rng.uniform(0.2, 40)
-            ring = centre + rng.normal(0, spread, (rng.integers(3, 9), 2))
-            rings.append((np.round(ring) if rng.random() < 0.4 else ring).ravel())
-        y0, x0, bits = masks.crop_polygons(rings, height, width)
-        wanted = masks.crop(masks.rasterise(rings, height, width))
-        assert (y0, x0) == wanted[:2]
-        np.testing.assert_array_equal(bits, wanted[2])
-        assert bits.flags.c_contiguous

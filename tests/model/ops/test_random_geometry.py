@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from model.ops.masks import mask_rle, mask_targets
+from model.ops.masks import mask_rle, mask_targets, polygon_crops
 from model.ops.nms import nms
 from model.ops.roi_align import roi_align
 
@@ -84,10 +84,23 @@ def encode(draw):
     assert (runs.boxes_xywh[:, :2] + runs.boxes_xywh[:, 2:] <= sizes.flip(1)).all()
 
 
+def draw_polygons(draw):
+    height, width = draw.whole(1, 60), draw.whole(1, 60)
+    lengths = torch.randint(0, 9, (draw.whole(0, 6),), generator=draw.generator)
+    reach = 10.0 ** draw.whole(-1, 7)
+    points = torch.randn(int(lengths.sum()), 2, generator=draw.generator, dtype=torch.float64) * reach
+    objects = torch.tensor(sorted({draw.whole(0, len(lengths) + 1), len(lengths)}))
+    bits, extents = polygon_crops(points, lengths.cumsum(0), objects, height, width)
+    assert (extents >= 0).all()
+    assert (extents[:, :2] + extents[:, 2:] <= torch.tensor([height, width])).all()
+    assert int(extents[:, 2:].prod(1).sum()) == len(bits)
+    assert ((bits == 0) | (bits == 1)).all()
+
+
 def check_geometries(seeds):
     for seed in seeds:
         draw = Draw(seed)
-        for operator in (pool, suppress, cut, encode):
+        for operator in (pool, suppress, cut, encode, draw_polygons):
             operator(draw)
 
 
