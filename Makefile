@@ -7,6 +7,7 @@ STAMP := $(VENV)/.installed
 DEMO_OUT ?= demo
 SOURCES := pyproject.toml setup.py constraints.txt $(wildcard csrc/* csrc/*/*)
 # The constraints are the tested versions; nuscenes-devkit in [test] holds numpy below 2 where it can be installed.
+# cityscapesscripts comes alone: it would bring the obsolete `typing` package.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test soak lint install sanitize wheel-check prerequisites clean
@@ -50,6 +51,7 @@ $(STAMP): $(SOURCES) | prerequisites
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) install --quiet --constraint constraints.txt "setuptools>=77" wheel torch torchvision
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable ".[test]"
+	$(PIP) install --quiet --constraint constraints.txt --no-deps cityscapesscripts
 	touch $(STAMP)
 
 clean:
