@@ -88,6 +88,11 @@ def resize_bytes(
     return out
 
 
+def mirror_bytes(picture: ByteArray) -> ByteArray:
+    """A picture uint8 [H, W, 3] mirrored left and right; many times as fast as numpy's steps of -1."""
+    return np.asarray(cv2.flip(picture, 1), np.uint8)
+
+
 def _round_up(value: int, divisor: int) -> int:
     return -(-value // divisor) * divisor
 

@@ -5,13 +5,12 @@ Points and boxes are in continuous pixels: a picture of width W reaches from 0 t
 
 import dataclasses
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from model.config import PictureConfig, ResizeKernel
-from model.picture import ByteArray, resize_bytes, resized_hw
+from model.picture import ByteArray, mirror_bytes, resize_bytes, resized_hw
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -119,7 +118,7 @@ class Placement:
     def pixels(self, picture: ByteArray, out: ByteArray | None = None) -> ByteArray:
         """The picture [H, W, 3] placed: [h, w, 3] as `model.picture.resize_bytes` makes it, in `out` if given."""
         # Mirrored first, while it is small; the window is then counted from the other side.
-        turned = np.asarray(cv2.flip(picture, 1), np.uint8) if self.flip else picture
+        turned = mirror_bytes(picture) if self.flip else picture
         if not self.crops:
             return resize_bytes(turned, self.resized_hw, self.kernel, out)
         y0, x0, height, width = self.window

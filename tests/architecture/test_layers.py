@@ -51,6 +51,7 @@ pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode 
     | pipelines.run_lengths | pipelines.shape_drawing | pipelines.progress | pipelines.courier | pipelines.ray_session
     | pipelines.looking | pipelines.host
     | pipelines.network | pipelines.shard_runner | pipelines.job_wheel | pipelines.cluster_access | pipelines.terminal
+pipelines.mask_crops
 pipelines.commit | pipelines.shards | pipelines.shapes | pipelines.transforms | pipelines.polygons
     | pipelines.job_cluster | pipelines.foreign_weights | pipelines.tracking | pipelines.sweep_state
 pipelines.manifest | pipelines.html | pipelines.config | pipelines.recipes | pipelines.coco_rows
@@ -98,6 +99,7 @@ USES = {
     "model.picture": {"model", "torch", "numpy", "PIL", "cv2"},
     "model.backbones.timm": {"model", "torch", "timm"},
     "model.fusion": {"model", "torch", "numpy", "ensemble_boxes"},
+    "pipelines.host": {"torch", "cv2"},
     "pipelines": {
         "model",
         "pipelines",
