@@ -1,8 +1,9 @@
 """Files of a remote store kept on the local disk, named by their content, within a size limit.
 
-All processes of a machine share one folder. A file is written under a temporary name and renamed, so another process
-sees it whole or not at all; one that is deleted while it is mapped stays readable until its reader lets go. Nothing in
-the folder is touched but files named as the cache names them, so that a folder with other content is safe.
+All processes of a machine share one folder. A file is fetched by one of them, while the others that want it wait, and
+written under a temporary name and renamed, so another process sees it whole or not at all; one that is deleted while it
+is mapped stays readable until its reader lets go. Nothing in the folder is touched but files named as the cache names
+them, so that a folder with other content is safe.
 
 A kept file is hashed once a machine. Its time of change is then set to a fixed moment, which any later write undoes;
 its time of access says when it was last asked for.
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import re
@@ -28,6 +30,8 @@ LIMIT_VARIABLE = "MASKRAY_CACHE_GB"
 _DEFAULT_GB = 50.0
 _KEPT_NAME = re.compile(r"[0-9a-f]{64}")
 _TEMP_PREFIX = ".tmp-"
+_LOCK_PREFIX = ".lock-"
+_LOCK_DIGITS = 2  # 256 locks
 _STALE_AFTER_S = 24 * 3600.0
 _VERIFIED_NS = 10**9  # one second into 1970: no clock that is nearly right writes that
 
@@ -104,10 +108,15 @@ class ShardCache:
             fetch: reads the file from its store.
         """
         path = self._folder / sha256
-        with contextlib.suppress(OSError):
+        if (kept := self._kept(path, sha256, num_bytes)) is not None:
+            return kept
+        if num_bytes > self._limit:
+            return self._fetched(path, sha256, num_bytes, fetch)
+        with self._turn(sha256):  # whoever was first may have fetched it meanwhile
             kept = self._kept(path, sha256, num_bytes)
-            if kept is not None:
-                return Cached(kept, is_mapped=True, is_verified=True)
+            return self._fetched(path, sha256, num_bytes, fetch) if kept is None else kept
+
+    def _fetched(self, path: Path, sha256: str, num_bytes: int, fetch: Callable[[], bytes]) -> Cached:
         data = fetch()
         is_right = len(data) == num_bytes and hashlib.sha256(data).hexdigest() == sha256
         if is_right and num_bytes <= self._limit:
@@ -117,16 +126,35 @@ class ShardCache:
                 return Cached(_mapped(path), is_mapped=True, is_verified=True)
         return Cached(pa.py_buffer(data), is_mapped=False, is_verified=is_right)
 
-    def _kept(self, path: Path, sha256: str, num_bytes: int) -> pa.Buffer | None:
+    def _kept(self, path: Path, sha256: str, num_bytes: int) -> Cached | None:
         """A kept file that is what its name says; one that is not is deleted."""
-        facts = path.stat()
-        if facts.st_size == num_bytes:
-            buffer = _mapped(path)
-            if facts.st_mtime_ns == _VERIFIED_NS or hashlib.sha256(buffer).hexdigest() == sha256:
-                _mark_verified(path)
-                return buffer
-        path.unlink()
+        with contextlib.suppress(OSError):
+            facts = path.stat()
+            if facts.st_size == num_bytes:
+                buffer = _mapped(path)
+                if facts.st_mtime_ns == _VERIFIED_NS or hashlib.sha256(buffer).hexdigest() == sha256:
+                    _mark_verified(path)
+                    return Cached(buffer, is_mapped=True, is_verified=True)
+            path.unlink()
         return None
+
+    @contextlib.contextmanager
+    def _turn(self, sha256: str) -> Iterator[None]:
+        """Alone on this machine with a file, or with others of its lock; a process that dies lets go of it.
+
+        A few locks serve all files, so that none is ever deleted. Where there can be no lock, everyone goes on.
+        """
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):
+                self._make_folder()
+                handle = os.open(self._folder / f"{_LOCK_PREFIX}{sha256[:_LOCK_DIGITS]}", os.O_CREAT | os.O_RDWR, 0o600)
+                stack.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+
+    def _make_folder(self) -> None:
+        # Strangers on the machine must not be able to put shards here.
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def _write(self, path: Path, data: bytes) -> None:
         handle, name = tempfile.mkstemp(dir=self._folder, prefix=_TEMP_PREFIX)
@@ -146,8 +174,7 @@ class ShardCache:
         Raises:
             OSError: they do not, since files cannot be deleted.
         """
-        # Strangers on the machine must not be able to put shards here.
-        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._make_folder()
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         for _, size, file in files:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import pickle
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,12 @@ def read(cache, data, fetched):
     return cache.read(sha256_of(data), len(data), fetch).buffer.to_pybytes()
 
 
+def kept(folder):
+    """Names of all files but the locks, which are empty."""
+    assert all(p.stat().st_size == 0 for p in folder.iterdir() if p.name.startswith(".lock-"))
+    return {p.name for p in folder.iterdir() if not p.name.startswith(".lock-")}
+
+
 def used(path, at_ns):
     os.utime(path, ns=(at_ns, path.stat().st_mtime_ns))
 
@@ -42,6 +49,30 @@ def test_a_file_is_fetched_once_and_read_from_the_disk_afterwards(tmp_path):
     assert (tmp_path / "c").stat().st_mode & 0o077 == 0
 
 
+def test_who_comes_while_a_file_is_fetched_waits_for_it(tmp_path):
+    """Locks are of open files, so threads with caches of their own stand for processes."""
+    fetched, data = [], content(1)[1]
+
+    def slow():
+        fetched.append(1)
+        time.sleep(0.3)
+        return data
+
+    def one(_):
+        return ShardCache(tmp_path, 1000).read(sha256_of(data), len(data), slow).buffer.to_pybytes()
+
+    with ThreadPoolExecutor(6) as pool:
+        assert list(pool.map(one, range(6))) == [data] * 6
+    assert fetched == [1]
+
+
+def test_a_fetch_that_fails_lets_the_next_one_try(tmp_path):
+    sha256, data = content(1)
+    with pytest.raises(ConnectionError):
+        ShardCache(tmp_path, 1000).read(sha256, len(data), lambda: (_ for _ in ()).throw(ConnectionError("gone")))
+    assert read(ShardCache(tmp_path, 1000), data, []) == data
+
+
 def test_the_longest_unused_makes_room(tmp_path):
     cache, fetched = ShardCache(tmp_path, 350), []
     for number in (1, 2, 3):
@@ -49,10 +80,10 @@ def test_the_longest_unused_makes_room(tmp_path):
         used(tmp_path / content(number)[0], number)
     read(cache, content(1)[1], fetched)  # used again: now the youngest
     read(cache, content(4)[1], fetched)
-    assert {p.name for p in tmp_path.iterdir()} == {content(n)[0] for n in (1, 3, 4)}
-    assert sum(p.stat().st_size for p in tmp_path.iterdir()) <= 350
+    assert kept(tmp_path) == {content(n)[0] for n in (1, 3, 4)}
+    assert sum((tmp_path / name).stat().st_size for name in kept(tmp_path)) <= 350
     read(cache, content(5, 400)[1], fetched)  # larger than all of the cache: not kept, nothing deleted for it
-    assert {p.name for p in tmp_path.iterdir()} == {content(n)[0] for n in (1, 3, 4)}
+    assert kept(tmp_path) == {content(n)[0] for n in (1, 3, 4)}
     assert fetched == [1, 2, 3, 4, 5]
 
 
@@ -106,7 +137,7 @@ def test_a_mapped_file_outlives_its_deletion(tmp_path):
     cache = ShardCache(tmp_path, 150)
     first = cache.read(*((content(1)[0], 100)), lambda: content(1)[1]).buffer
     cache.read(content(2)[0], 100, lambda: content(2)[1])
-    assert [p.name for p in tmp_path.iterdir()] == [content(2)[0]]
+    assert kept(tmp_path) == {content(2)[0]}
     assert first.to_pybytes() == content(1)[1]
 
 
