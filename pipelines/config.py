@@ -34,6 +34,8 @@ class ExecutionConfig:
         accumulate: parts a worker divides its share of the batch into, one after the other, to save memory.
         compile: compile the network with torch.compile.
         loader_processes: processes a worker that build batches ahead; 0 builds them in the worker.
+        loader_actors: instead, Ray actors a worker that build batches ahead, of one CPU each, on any machine of the
+            cluster with cores to spare: for GPUs that outrun the cores beside them.
         report_every: steps between reported metrics.
         checkpoint_every: steps between checkpoints; the last step always has one.
         keep_checkpoints: newest checkpoints that are kept, besides the best one; 0 keeps all.
@@ -51,6 +53,7 @@ class ExecutionConfig:
     accumulate: int = 1
     compile: bool = False
     loader_processes: int = 0
+    loader_actors: int = 0
     report_every: int = 20
     checkpoint_every: int = 1000
     keep_checkpoints: int = 3
@@ -64,9 +67,15 @@ class ExecutionConfig:
         for name in ("workers", "cpus_per_worker", "accumulate", "report_every", "checkpoint_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"execution.{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("min_workers", "loader_processes", "keep_checkpoints", "max_failures", "wait_for_nodes_s"):
+        counts = "min_workers", "loader_processes", "loader_actors", "keep_checkpoints", "max_failures"
+        for name in (*counts, "wait_for_nodes_s"):
             if getattr(self, name) < 0:
                 raise ValueError(f"execution.{name} must be >= 0, got {getattr(self, name)}")
+        if self.loader_processes and self.loader_actors:
+            raise ValueError(
+                f"execution.loader_processes ({self.loader_processes}) and execution.loader_actors "
+                f"({self.loader_actors}) both build batches: choose one"
+            )
         for name in ("hang_timeout_s", "first_step_timeout_s"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"execution.{name} must be > 0, got {getattr(self, name)}")

@@ -26,8 +26,9 @@ class Elastic:
         self._wanted, self._limit = execution.workers, execution.workers
         self.least = execution.min_workers or execution.workers
         self._each = Share(execution.cpus_per_worker, int(execution.gpu))
-        measures = bool(evaluation.every)
-        self._besides = Share(evaluation.cpus, int(evaluation.gpu)) if measures else Share(0, 0)
+        measuring = Share(evaluation.cpus, int(evaluation.gpu))
+        self._besides = [measuring] if evaluation.every and measuring != Share(0, 0) else []
+        self._besides += [Share(1, 0)] * (execution.workers * execution.loader_actors)
         self._pause_s, self._looked, self._grew = START_TIMEOUT_S, time.monotonic(), False
 
     def workers(self, wait_s: float, ended: threading.Event) -> int:
@@ -41,8 +42,9 @@ class Elastic:
             RayError: the cluster cannot hold as few as the run allows.
         """
         what = f"training with {self.least} workers of {_text(self._each)} each"
-        if self._besides != Share(0, 0):
-            what += f", and {_text(self._besides)} for measuring,"
+        if self._besides:
+            total = Share(*map(sum, zip(*self._besides, strict=True)))
+            what += f", and {_text(total)} for measuring and loading,"
         require_workers(self.least, self._each, what, wait_s, self._besides, ended)
         self._looked = time.monotonic()
         return max(self.least, min(self._limit, room_for(self._each, self._besides)))

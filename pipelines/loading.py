@@ -34,6 +34,10 @@ class LoadingError(ValueError):
     """A picture of a data set that cannot be decoded; one line that says which, and what to do."""
 
 
+class BuilderKilledError(RuntimeError):
+    """A process that builds batches was killed again and again, as a rule by its machine for its memory."""
+
+
 class Batch(NamedTuple):
     """What one worker trains on in one step.
 

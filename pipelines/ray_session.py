@@ -11,7 +11,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -190,29 +190,38 @@ class Share(NamedTuple):
     gpus: float
 
 
-def _fit(node: Mapping[str, float], each: Share) -> float:
+def _fit(node: Share, each: Share) -> float:
     """How many such shares a machine holds; infinite where they are nothing."""
-    wanted = (("CPU", each.cpus), ("GPU", each.gpus))
-    return min((node.get(kind, 0.0) // need for kind, need in wanted if need), default=math.inf)
+    return min((have // need for have, need in zip(node, each, strict=True) if need), default=math.inf)
 
 
-def room_for(each: Share, besides: Share = Share(0, 0)) -> int:  # noqa: B008 -- a value
+def room_for(each: Share, besides: Sequence[Share] = ()) -> int:
     """How many workers the machines of the connected cluster hold in all, each whole on one.
 
     Args:
         each: of a worker.
-        besides: is kept free for one task, where it costs the fewest workers; no room at all where that fits nowhere.
+        besides: are kept free for other tasks, where they cost the fewest workers; no room where one fits nowhere.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     if each == Share(0, 0):
         return sys.maxsize
-    if besides == Share(0, 0):
-        return int(sum(_fit(node, each) for node in nodes))
-    losses = []
-    for node in (node for node in nodes if _fit(node, besides) >= 1):
-        left = {"CPU": node.get("CPU", 0.0) - besides.cpus, "GPU": node.get("GPU", 0.0) - besides.gpus}
-        losses.append(_fit(node, each) - _fit(left, each))
-    return int(sum(_fit(node, each) for node in nodes) - min(losses)) if losses else 0
+    nodes = [
+        Share(*(node["Resources"].get(kind, 0.0) for kind in ("CPU", "GPU"))) for node in ray.nodes() if node["Alive"]
+    ]
+    for share in besides:
+        losses = {
+            number: _fit(node, each) - _fit(_without(node, share), each)
+            for number, node in enumerate(nodes)
+            if _fit(node, share) >= 1
+        }
+        if not losses:
+            return 0
+        number = min(losses, key=lambda number: losses[number])
+        nodes[number] = _without(nodes[number], share)
+    return int(sum(_fit(node, each) for node in nodes))
+
+
+def _without(node: Share, share: Share) -> Share:
+    return Share(node.cpus - share.cpus, node.gpus - share.gpus)
 
 
 def require_workers(
@@ -220,7 +229,7 @@ def require_workers(
     each: Share,
     what: str,
     wait_s: float = 0.0,
-    besides: Share = Share(0, 0),  # noqa: B008 -- a value
+    besides: Sequence[Share] = (),
     ended: threading.Event | None = None,
 ) -> None:
     """Refuse workers that the connected cluster has no room for, which Ray would wait for without end.
@@ -230,14 +239,14 @@ def require_workers(
         each: of a worker.
         what: wants them, for the message.
         wait_s: seconds to wait for machines that are being added.
-        besides: for one task at the same time.
+        besides: for other tasks at the same time.
         ended: ends the waiting when it is set.
 
     Raises:
         RayError: there is not enough room, and why.
     """
     ended = ended or threading.Event()
-    shares = [each] * count + ([besides] if besides != Share(0, 0) else [])
+    shares = [*[each] * count, *besides]
     bundles = [{"CPU": share.cpus, **({"GPU": share.gpus} if share.gpus else {})} for share in shares]
     if room_for(each, besides) < count and not _grown(
         bundles, lambda: room_for(each, besides) >= count, what, wait_s, ended

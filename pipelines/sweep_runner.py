@@ -62,7 +62,7 @@ def concurrency(plan: Plan, limit: int) -> int:
     """
     execution = plan.base.execution
     workers, each = execution.workers, Share(execution.cpus_per_worker, int(execution.gpu))
-    measuring = Share(1, each.gpus) if plan.is_measured else Share(0, 0)
+    measuring = [Share(1, each.gpus)] if plan.is_measured else []
     what = f"a trial of {workers} workers" + (" of one GPU" if each.gpus else "")
     if each.gpus:
         # Where trials need every GPU, a checkpoint is measured once its trial is over.

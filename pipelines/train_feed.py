@@ -14,8 +14,9 @@ from pipelines import checkpoints
 from pipelines.config import TrainConfig, batch_shares, default_ratio
 from pipelines.dataset import Dataset
 from pipelines.holdout import TRAINED_ON, IntArray, held_out_by, held_out_ids, knows_what_it_saw, merged
-from pipelines.loading import Batch, Source, TrainBatches, stream
+from pipelines.loading import Batch, BuilderKilledError, Source, TrainBatches, stream
 from pipelines.order import Position, epoch_length
+from pipelines.remote_loading import remote_stream
 from pipelines.sampling import repeats
 from pipelines.train_state import Part
 from pipelines.transforms import Wanted
@@ -75,7 +76,7 @@ class WorkerBatches(TrainBatches):
             reason = " ".join(str(error).split()) or type(error).__name__
             raise MemoryError(
                 f"too little memory to build the batch of {self.described(item)} ({reason}): lower "
-                "execution.loader_processes or optim.batch, or leave such pictures out"
+                "execution.loader_processes (or loader_actors) or optim.batch, or leave such pictures out"
             ) from error
 
     def described(self, item: int) -> str:
@@ -178,8 +179,13 @@ class Feed:
         parts, steps = self._batches.parts, config.optim.steps
         pin = place.device.type == "cuda"
         processes = config.execution.loader_processes
-        self._source = stream(self._batches, first * parts, steps * parts, processes, pin)
-        self._item, self._ahead = first * parts, max(1, processes)
+        actors = config.execution.loader_actors
+        numbers = first * parts, steps * parts
+        self._source = (
+            remote_stream(self._batches, *numbers, actors, pin) if actors
+            else stream(self._batches, *numbers, processes, pin)
+        )  # fmt: skip
+        self._item, self._ahead = first * parts, max(1, processes, actors)
         self._parts, self._weight = parts, place.world / config.optim.batch
         self._device = place.device
         self.epoch_of = self._batches.epoch_of
@@ -200,7 +206,8 @@ class Feed:
         try:
             batch: Batch = next(self._source)
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or "killed" not in str(error):
+            is_of_torch = "DataLoader worker" in str(error) and "killed" in str(error)
+            if not is_of_torch and not isinstance(error, BuilderKilledError):
                 raise
             items = range(self._item, self._item + self._ahead)
             built = "; ".join(self._batches.described(item) for item in items)

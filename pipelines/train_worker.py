@@ -96,6 +96,6 @@ def failure_of(error: Exception, rank: int) -> Failure:
     if isinstance(error, LoaderKilledError):
         return Failure(
             rank, f"worker {rank} lost a loader process, most likely to the machine's memory limit ({text}): lower "
-            "execution.loader_processes or optim.batch", certain=False,
+            "execution.loader_processes (or loader_actors) or optim.batch", certain=False,
         )  # fmt: skip
     return Failure(rank, f"worker {rank} failed: {type(error).__name__}: {text}", isinstance(error, _CERTAIN))

@@ -68,6 +68,7 @@ pipelines.datasets | pipelines.check_instance | pipelines.check_semantic | pipel
     | pipelines.loading | pipelines.sampling | pipelines.inference | pipelines.gallery | pipelines.picture_score
     | pipelines.coco_export
     | pipelines.leakage | pipelines.labelled_rates | pipelines.holdout | pipelines.selection | pipelines.provenance
+pipelines.remote_loading
 pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipelines.comparison | pipelines.train_feed
     | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists | pipelines.starting_weights
     | pipelines.labeller | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search

@@ -98,7 +98,7 @@ def test_execution_settings_of_at_least_one(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["loader_processes", "max_failures", "min_workers", "keep_checkpoints", "wait_for_nodes_s"]
+    "name", ["loader_processes", "loader_actors", "max_failures", "min_workers", "keep_checkpoints", "wait_for_nodes_s"]
 )
 def test_execution_settings_of_at_least_zero(name):
     with pytest.raises(ValueError, match=rf"execution\.{name} must be >= 0, got -1"):

@@ -203,7 +203,10 @@ def test_measuring_ends_a_run_that_gets_no_better(local_ray, data, tmp_path):
         ({"workers": 3}, "training with 3 workers of 1 CPU each does not fit .* room for 2: its machines are 1 x"),
         ({"workers": 2, "cpus_per_worker": 2}, "2 workers of 2 CPUs each does not fit .* room for 1: .*2 CPUs, 0 GPUs"),
         ({"workers": 4, "min_workers": 3}, "training with 3 workers"),
-        ({"workers": 2, "evaluation": 1}, "2 workers of 1 CPU each, and 1 GPU for measuring, .* room for 0: .*0 GPUs"),
+        (
+            {"workers": 2, "evaluation": 1},
+            "2 workers of 1 CPU each, and 1 GPU for measuring and loading, .* room for 0: .*0 GPUs",
+        ),
         ({"workers": 1, "gpu": True}, "1 workers of 1 CPU and 1 GPU each .* room for 0: .* ask for fewer or smaller"),
     ],
 )

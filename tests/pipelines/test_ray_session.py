@@ -61,7 +61,13 @@ def test_room_is_counted_machine_by_machine(monkeypatch, cpus, gpus, room):
 def test_what_is_measured_beside_the_workers_takes_its_part(monkeypatch, besides, room):
     """Where it costs the fewest workers of two cores; where it fits nowhere there is no room."""
     monkeypatch.setattr(ray, "nodes", lambda: MACHINES)
-    assert room_for(Share(2, 0), Share(*besides)) == room
+    assert room_for(Share(2, 0), [Share(*besides)]) == room
+
+
+def test_several_tasks_beside_the_workers_are_spread(monkeypatch):
+    """The odd core of each small machine first, then those of the large one."""
+    monkeypatch.setattr(ray, "nodes", lambda: MACHINES)
+    assert [room_for(Share(2, 0), [Share(1, 0)] * count) for count in (0, 1, 2, 3, 4, 14, 15)] == [6, 6, 6, 5, 5, 0, 0]
 
 
 def test_waiting_for_machines_ends_when_it_is_told_to(monkeypatch):

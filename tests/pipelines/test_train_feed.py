@@ -232,7 +232,7 @@ def test_too_little_memory_for_a_batch_names_its_pictures(tmp_path, room):
     assert done.stdout.startswith("too little memory to build the batch of pictures [4")
     assert "of up to 2000 x 2000 pixels (" in done.stdout
     assert done.stdout.count("\n") == 1
-    assert "lower execution.loader_processes or optim.batch" in done.stdout
+    assert "lower execution.loader_processes (or loader_actors) or optim.batch" in done.stdout
 
 
 def test_a_loader_that_was_killed_is_named_with_its_pictures(people, tmp_path, monkeypatch):

@@ -31,12 +31,6 @@ def part(batches, step=0):
     return Part(batches[step].images, batches[step].targets, 1.0)
 
 
-def poisoned(given):
-    pixels = given.images.pixels.clone()
-    pixels[0, 0, :8] = float("nan")
-    return given._replace(images=given.images._replace(pixels=pixels))
-
-
 def weights(state):
     return {name: value.clone() for name, value in state.detector.state_dict().items()}
 
@@ -78,7 +72,7 @@ def test_a_batch_with_a_number_that_is_none_changes_nothing(data, algorithm, fir
     if not first:
         state.step(state.detector, [part(batches)])
     before, slots = weights(state), copy.deepcopy(state.optimiser.state_dict()["state"])
-    outcome = state.step(state.detector, [poisoned(part(batches, 1))])
+    outcome = state.step(state.detector, [tiny_run.poisoned_part(part(batches, 1))])
     assert (bool(outcome.lost), bool(outcome.skipped)) == (True, True)
     assert same(before, weights(state))
     if not first:
@@ -98,7 +92,7 @@ def test_a_step_left_out_leaves_the_rest_of_the_run_alone(data):
         state, batches = made(data)
         state.step(state.detector, [part(batches)])
         if poison:
-            state.step(state.detector, [poisoned(part(batches, 1))])
+            state.step(state.detector, [tiny_run.poisoned_part(part(batches, 1))])
         state.step(state.detector, [part(batches, 2)])
         runs.append(weights(state))
     assert same(*runs)

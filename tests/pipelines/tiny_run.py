@@ -127,6 +127,13 @@ def fit_and_keep(place, run_config):
     return {"state": built[0].state_dict(), "rows": rows, "saves": saves}
 
 
+def poisoned_part(part):
+    """A part with numbers that are none in its first picture."""
+    pixels = part.images.pixels.float()
+    pixels[0, 0, :8] = float("nan")
+    return part._replace(images=part.images._replace(pixels=pixels))
+
+
 def fit_with_a_bad_picture(place, run_config, step):
     """Train; the second worker's pictures of a step hold a number that is none."""
     given, parts = [], train_feed.Feed.parts
@@ -134,9 +141,7 @@ def fit_with_a_bad_picture(place, run_config, step):
     def poisoned(feed):
         given.append(feed)
         for part in parts(feed):
-            if len(given) == step and place.rank == 1:
-                part.images.pixels[0, 0, :8] = float("nan")
-            yield part
+            yield poisoned_part(part) if len(given) == step and place.rank == 1 else part
 
     train_feed.Feed.parts = poisoned
     rows = []
