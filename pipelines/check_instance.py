@@ -95,10 +95,14 @@ def _number(value: object) -> float | None:
 
 
 def _box(raw: object, height: int, width: int) -> tuple[float, float, float, float]:
-    numbers = [_number(v) for v in raw] if isinstance(raw, list | tuple) and len(raw) == 4 else []
-    if len(numbers) != 4 or any(n is None for n in numbers):
+    if not isinstance(raw, list | tuple) or len(raw) != 4:
         raise InstanceError(Reason.BAD_BOX, "bbox", f"{shown(raw)}, wanted four finite numbers x, y, w, h")
-    x, y, w, h = (float(n) for n in numbers if n is not None)
+    x, y, w, h = raw
+    if not (type(x) is type(y) is type(w) is type(h) is float and math.isfinite(x + y + w + h)):  # nearly all are
+        numbers = [_number(v) for v in raw]
+        if None in numbers:
+            raise InstanceError(Reason.BAD_BOX, "bbox", f"{shown(raw)}, wanted four finite numbers x, y, w, h")
+        x, y, w, h = (float(n) for n in numbers if n is not None)
     if w <= 0 or h <= 0 or x + w <= x or y + h <= y:
         raise InstanceError(Reason.BAD_BOX, "bbox", f"{shown(raw)}, wanted a positive width and height")
     if x >= width or y >= height or x + w <= 0 or y + h <= 0:
@@ -119,6 +123,8 @@ def _area(raw: object, box: tuple[float, float, float, float]) -> float:
 
 def _flag(raw: Mapping[str, object], field: str) -> bool:
     value = raw.get(field, 0)
+    if type(value) is int and value == 0:  # nearly all are
+        return False
     if not isinstance(value, int) or value not in (0, 1):
         raise InstanceError(Reason.BAD_FLAG, field, f"{shown(value)}, wanted 0 or 1")
     return bool(value)

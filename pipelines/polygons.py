@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import numpy.typing as npt
 
@@ -52,7 +50,7 @@ def validate_polygons(rings: object, height: int, width: int) -> tuple[FloatArra
 
 
 def _ring(raw: object, height: int, width: int) -> FloatArray:
-    # Plain Python on purpose: rings are short, and each numpy call costs more than all of this.
+    # As few calls as can be: a picture has dozens of rings, and each call of numpy costs as much as a short one.
     if isinstance(raw, np.ndarray):
         raw = raw.tolist()
     if not isinstance(raw, (list, tuple)):
@@ -62,17 +60,23 @@ def _ring(raw: object, height: int, width: int) -> FloatArray:
     if not {float, int}.issuperset(map(type, raw)):
         raise MaskError("a ring holds values that are not numbers")
     try:
-        if not math.isfinite(sum(raw)):
-            raise MaskError("a ring holds NaN or infinity")
-    except (OverflowError, ValueError) as error:
-        raise MaskError("a ring holds NaN, infinity, or numbers that do not fit 64 bits") from error
+        ring = np.array(raw, np.float64)
+    except OverflowError as error:
+        raise MaskError("a ring holds numbers that do not fit 64 bits") from error
     near = min(height, width)
-    if raw and (min(raw) < -near or max(raw) > 2 * near):
-        for name, size, values in (("x", width, raw[0::2]), ("y", height, raw[1::2])):
-            low, high = min(values), max(values)
-            if low < -size or high > 2 * size:
-                raise MaskError(f"{name} reaches from {low:g} to {high:g} in a picture of {height}x{width}")
-    return np.array(raw, np.float64)
+    # Written so that NaN fails.
+    if ring.size and not (np.minimum.reduce(ring) >= -near and np.maximum.reduce(ring) <= 2 * near):
+        _check_reach(ring, height, width)
+    return ring
+
+
+def _check_reach(ring: FloatArray, height: int, width: int) -> None:
+    if not np.isfinite(ring).all():
+        raise MaskError("a ring holds NaN or infinity")
+    for name, size, values in (("x", width, ring[0::2]), ("y", height, ring[1::2])):
+        low, high = values.min(), values.max()
+        if low < -size or high > 2 * size:
+            raise MaskError(f"{name} reaches from {low:g} to {high:g} in a picture of {height}x{width}")
 
 
 def _boundary_steps(ring: FloatArray) -> int:
