@@ -7,12 +7,14 @@ bandwidth measured in the same run (a sum over a large tensor, read only).
 """
 
 import argparse
+import functools
 import os
 import statistics
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 import torchvision
@@ -22,6 +24,7 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image, project
 from model.ops.conv import conv2d
 from model.ops.masks import mask_rle, mask_targets, polygon_crops
 from model.ops.nms import nms
+from model.ops.pictures import resize_bytes
 from model.ops.roi_align import pyramid_roi_align, roi_align
 
 IMAGES, CHANNELS, HEIGHT, WIDTH, STRIDE = 2, 256, 200, 272, 4
@@ -266,6 +269,19 @@ def run_length_case(generator: torch.Generator) -> Case:
     return Case("mask_rle, 100 detections at 640x480 (beside paste + encode)", ours_runs, theirs_runs)
 
 
+def picture_cases(device: str) -> list[Case]:
+    """A picture of 480 x 640 resized to 800 x 1066, beside OpenCV on one thread."""
+    if device != "cpu":
+        return []
+    cv2.setNumThreads(1)
+    picture = np.random.default_rng(7).integers(0, 256, (480, 640, 3), np.uint8)
+    out = np.empty((800, 1066, 3), np.uint8)
+    tensors = torch.from_numpy(picture), torch.from_numpy(out)
+    ours = functools.partial(resize_bytes, *tensors)
+    theirs = functools.partial(cv2.resize, picture, (1066, 800), dst=out, interpolation=cv2.INTER_LINEAR)
+    return [Case("resize_bytes, 480x640 to 800x1066 (beside OpenCV)", ours, theirs, out.nbytes + picture.nbytes)]
+
+
 def convolution_cases(device: str) -> list[Case]:
     """3 x 3 convolutions of 256 channels beside torch's on contiguous maps: a finest level, and 128 RoI crops."""
     if device != "cpu":
@@ -318,6 +334,7 @@ def main() -> None:
         "pyramid": pyramid_cases,
         "nms": nms_cases,
         "mask": mask_cases,
+        "picture": picture_cases,
         "conv": convolution_cases,
     }
     rate = bandwidth(args.device)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.config import PictureConfig, ResizeKernel, ResizeRounding
+from model.ops.pictures import resize_bytes
 from model.structures import Images
 
 ByteArray = npt.NDArray[np.uint8]
@@ -57,40 +58,44 @@ def resize(pixels: Tensor, size_hw: tuple[int, int], kernel: ResizeKernel) -> Te
         return pixels.to(torch.float32) if is_float else pixels
     if is_float:
         return F.interpolate(pixels.to(torch.float32)[None], size=size_hw, mode="bilinear", align_corners=False)[0]
-    resized = resize_bytes(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), size_hw, kernel)
+    resized = _by_library(np.ascontiguousarray(pixels.permute(1, 2, 0).numpy()), size_hw, kernel)
     return torch.from_numpy(resized).permute(2, 0, 1)
 
 
-def resize_bytes(
-    picture: ByteArray, size_hw: tuple[int, int], kernel: ResizeKernel, out: ByteArray | None = None
+def place_bytes(
+    picture: ByteArray, size_hw: tuple[int, int], kernel: ResizeKernel, *, mirrored: bool, out: ByteArray | None = None
 ) -> ByteArray:
-    """Resize a picture [H, W, 3] of bytes to [h, w, 3] of bytes: what training does, ten times as fast as `resize`.
+    """A picture [H, W, 3] of bytes, mirrored or not and resized to [h, w, 3] of bytes: what training does.
 
     Pillow's and OpenCV's rules as `resize` has them. The float kernel is OpenCV's too, so its result is rounded to
-    whole grey levels: within one of the exact value.
+    whole grey levels: within one of the exact value, in a twentieth of the time.
 
     Args:
-        picture: uint8, contiguous.
+        picture: uint8.
         size_hw: height and width wanted.
         kernel: whose rule.
+        mirrored: mirror left and right first.
         out: uint8 [h, w, 3], where the result goes, perhaps a window of a batch; None for new memory.
     """
     height, width = size_hw
+    place = np.empty((height, width, 3), np.uint8) if out is None else out
+    is_half = picture.shape[:2] == (2 * height, 2 * width)  # where OpenCV has a rule of its own
+    if kernel is not ResizeKernel.PIL_BILINEAR and picture.shape[:2] != size_hw and not is_half:
+        resize_bytes(torch.from_numpy(picture), torch.from_numpy(place), mirrored=mirrored)
+        return place
+    turned = np.asarray(cv2.flip(picture, 1), np.uint8) if mirrored else picture
+    np.copyto(place, _by_library(turned, size_hw, kernel))
+    return place
+
+
+def _by_library(picture: ByteArray, size_hw: tuple[int, int], kernel: ResizeKernel) -> ByteArray:
+    """A picture [H, W, 3] of bytes, resized by Pillow or OpenCV itself."""
+    height, width = size_hw
+    if picture.shape[:2] == size_hw:
+        return picture
     if kernel is ResizeKernel.PIL_BILINEAR:
-        resized = np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
-    elif picture.shape[:2] == size_hw:
-        resized = picture
-    else:
-        resized = np.asarray(cv2.resize(picture, (width, height), dst=out, interpolation=cv2.INTER_LINEAR))
-    if out is None or resized is out:
-        return resized
-    np.copyto(out, resized)
-    return out
-
-
-def mirror_bytes(picture: ByteArray) -> ByteArray:
-    """A picture uint8 [H, W, 3] mirrored left and right; many times as fast as numpy's steps of -1."""
-    return np.asarray(cv2.flip(picture, 1), np.uint8)
+        return np.array(Image.fromarray(picture).resize((width, height), Image.Resampling.BILINEAR))
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
 def _round_up(value: int, divisor: int) -> int:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from model.config import PictureConfig, ResizeKernel
-from model.picture import ByteArray, mirror_bytes, resize_bytes, resized_hw
+from model.picture import ByteArray, place_bytes, resized_hw
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -116,14 +116,13 @@ class Placement:
         return placed[:, [2, 1, 0, 3]] if self.flip else placed
 
     def pixels(self, picture: ByteArray, out: ByteArray | None = None) -> ByteArray:
-        """The picture [H, W, 3] placed: [h, w, 3] as `model.picture.resize_bytes` makes it, in `out` if given."""
-        # Mirrored first, while it is small; the window is then counted from the other side.
-        turned = mirror_bytes(picture) if self.flip else picture
+        """The picture [H, W, 3] placed: [h, w, 3] as `model.picture.place_bytes` makes it, in `out` if given."""
         if not self.crops:
-            return resize_bytes(turned, self.resized_hw, self.kernel, out)
+            return place_bytes(picture, self.resized_hw, self.kernel, mirrored=self.flip, out=out)
         y0, x0, height, width = self.window
-        left = self.resized_hw[1] - x0 - width if self.flip else x0
-        window = resize_bytes(turned, self.resized_hw, self.kernel)[y0 : y0 + height, left : left + width]
+        whole = place_bytes(picture, self.resized_hw, self.kernel, mirrored=self.flip)
+        left = self.resized_hw[1] - x0 - width if self.flip else x0  # of the mirrored picture
+        window = whole[y0 : y0 + height, left : left + width]
         if out is None:
             return window
         np.copyto(out, window)

@@ -140,6 +140,34 @@ def _polygon_crops_fake(
     return points.new_empty((total,), dtype=torch.uint8), object_ends.new_empty((object_ends.shape[0], 4))
 
 
+def rle_areas(counts: Tensor, ends: Tensor, pixels: Tensor) -> Tensor:
+    """Areas of masks from their compressed run lengths, on the CPU, where these are certainly sound.
+
+    Args:
+        counts: COCO's strings one after the other, uint8 [S].
+        ends: One past the last byte of each string, int64 [N], ascending.
+        pixels: Height times width of each mask's picture, int64 [N].
+
+    Returns:
+        int64 [N]: pixels set; -1 of a string that is empty, unsound, not as pycocotools would write it, does not sum to
+        its picture, or has a number of more than 30 bits.
+
+    Raises:
+        ValueError: A shape, type or device does not fit, or ends do not ascend within ``counts``.
+    """
+    wanted = ((counts, torch.uint8), (ends, torch.int64), (pixels, torch.int64))
+    if any(t.dtype != dtype or t.dim() != 1 or t.device.type != "cpu" for t, dtype in wanted) or (
+        ends.shape != pixels.shape
+    ):
+        got = ", ".join(f"{t.dtype} {list(t.shape)} on {t.device}" for t, _ in wanted)
+        raise ValueError(f"rle_areas got {got}; wanted uint8 [S], int64 [N] and int64 [N] on the CPU")
+    return cast(Tensor, extension.call(torch.ops.maskray.rle_areas, counts, ends, pixels))
+
+
+def _rle_areas_fake(counts: Tensor, ends: Tensor, pixels: Tensor) -> Tensor:
+    return torch.empty_like(ends)
+
+
 def mask_rle(probs: Tensor, boxes: Tensor, sizes_hw: Tensor, threshold: float = 0.5, *, padded: bool) -> MaskRuns:
     """Run lengths of predicted masks pasted into their pictures, without ever making a full-size mask.
 
@@ -204,4 +232,5 @@ def _mask_rle_fake(
 
 torch.library.register_fake("maskray::mask_targets", _mask_targets_fake)
 torch.library.register_fake("maskray::polygon_crops", _polygon_crops_fake)
+torch.library.register_fake("maskray::rle_areas", _rle_areas_fake)
 torch.library.register_fake("maskray::mask_rle", _mask_rle_fake)

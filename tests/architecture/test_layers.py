@@ -24,8 +24,8 @@ model.presets.own | model.presets.torchvision | model.presets.detectron2 | model
     | model.presets.driving | model.presets.paper
 model.presets.named
 model.presets
-model.ops | model.fusion | model.anchors | model.matching | model.picture
-model.norms
+model.ops | model.fusion | model.anchors | model.matching
+model.norms | model.picture
 model.backbones.blocks | model.views | model.merge
 model.backbones.resnet | model.backbones.fpn
 model.backbones

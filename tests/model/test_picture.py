@@ -10,7 +10,7 @@ from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from model.config import PictureConfig, ResizeKernel, ResizeRounding
-from model.picture import empty_batch, pad, padded_hw, resize, resize_bytes, resized_hw, tight_hw
+from model.picture import empty_batch, pad, padded_hw, place_bytes, resize, resized_hw, tight_hw
 
 FLOOR = PictureConfig(rounding=ResizeRounding.FLOOR)
 HALF_UP = PictureConfig(rounding=ResizeRounding.HALF_UP)
@@ -219,19 +219,21 @@ def test_padding_is_zero_at_the_bottom_and_right(dtype):
 
 @pytest.mark.parametrize("size", [(90, 130), (300, 201), (480, 641)])
 @pytest.mark.parametrize("kernel", list(ResizeKernel))
-def test_bytes_are_resized_as_pictures_are_to_whole_grey_levels(size, kernel):
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_bytes_are_placed_as_pictures_are_resized_to_whole_grey_levels(size, kernel, mirrored):
     picture = torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     array = np.ascontiguousarray(picture.permute(1, 2, 0).numpy())
-    for wanted in ((128, 190), (400, 333), size):
+    picture = picture.flip(2) if mirrored else picture
+    for wanted in ((128, 190), (400, 333), size, (size[0] // 2, size[1] // 2)):
         exact = resize(picture, wanted, kernel).permute(1, 2, 0).float().numpy()
-        found = resize_bytes(array, wanted, kernel)
+        found = place_bytes(array, wanted, kernel, mirrored=mirrored)
         assert (found.dtype, found.shape) == (np.uint8, (*wanted, 3))
         difference = np.abs(found - exact)
         assert difference.max() <= (1.0 if kernel is ResizeKernel.FLOAT_BILINEAR else 0.0)
         assert difference.mean() <= 0.3  # rounding alone makes a quarter
         batch = np.full((wanted[0] + 3, wanted[1] + 5, 3), 77, np.uint8)
         window = batch[: wanted[0], : wanted[1]]
-        assert resize_bytes(array, wanted, kernel, window) is window
+        assert place_bytes(array, wanted, kernel, mirrored=mirrored, out=window) is window
         np.testing.assert_array_equal(window, found)
         assert (batch[wanted[0] :] == 77).all()
         assert (batch[:, wanted[1] :] == 77).all()

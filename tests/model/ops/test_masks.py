@@ -9,7 +9,7 @@ import torchvision
 from pycocotools import mask as coco_mask
 from torchvision.models.detection.roi_heads import paste_masks_in_image, project_masks_on_boxes
 
-from model.ops.masks import mask_rle, mask_targets
+from model.ops.masks import mask_rle, mask_targets, rle_areas
 from tests.oracles import roi_align as naive
 from tests.oracles.paste import paste
 
@@ -240,3 +240,16 @@ def test_wrong_detections_are_one_clear_line(arguments, message):
     with pytest.raises(ValueError, match=message) as error:
         mask_rle(*arguments, padded=False)
     assert "\n" not in str(error.value)
+
+
+def test_areas_of_run_lengths_pass_opcheck_and_wrong_input_is_named():
+    text = torch.frombuffer(bytearray(b"052"), dtype=torch.uint8)
+    ends, pixels = torch.tensor([3]), torch.tensor([7])
+    assert rle_areas(text, ends, pixels).tolist() == [5]
+    torch.library.opcheck(torch.ops.maskray.rle_areas.default, (text, ends, pixels))
+    with pytest.raises(ValueError, match=r"rle_areas got torch.int8 \[3\] on cpu"):
+        rle_areas(text.to(torch.int8), ends, pixels)
+    with pytest.raises(ValueError, match=r"torch.int64 \[1\] on cpu, torch.int64 \[2\] on cpu; wanted"):
+        rle_areas(text, ends, pixels.repeat(2))
+    with pytest.raises(ValueError, match=r"string 0 ends at 4 of 3 bytes, wanted 0\.\.3"):
+        rle_areas(text, ends + 1, pixels)

@@ -8,8 +8,9 @@ import math
 import pytest
 import torch
 
-from model.ops.masks import mask_rle, mask_targets, polygon_crops
+from model.ops.masks import mask_rle, mask_targets, polygon_crops, rle_areas
 from model.ops.nms import nms
+from model.ops.pictures import resize_bytes
 from model.ops.roi_align import roi_align
 
 ODD = (math.nan, math.inf, -math.inf, 0.0, -0.5, 1e38)
@@ -97,10 +98,29 @@ def draw_polygons(draw):
     assert ((bits == 0) | (bits == 1)).all()
 
 
+def resize_picture(draw):
+    sides = [draw.whole(1, 70) for _ in range(4)]
+    picture = torch.randint(0, 256, (*sides[:2], 3), generator=draw.generator).to(torch.uint8)
+    out = torch.full((sides[2], sides[3] + draw.whole(0, 3), 3), 7, dtype=torch.uint8)
+    resize_bytes(picture, out[:, : sides[3]], mirrored=bool(draw.whole(0, 2)))
+    assert (out[:, sides[3] :] == 7).all()
+    low, high = (picture.amin((0, 1)), picture.amax((0, 1)))
+    assert ((out[:, : sides[3]] >= low) & (out[:, : sides[3]] <= high)).all()
+
+
+def read_runs(draw):
+    count = draw.whole(0, 6)
+    lengths = torch.randint(0, 20, (count,), generator=draw.generator)
+    text = torch.randint(40, 120, (int(lengths.sum()),), generator=draw.generator).to(torch.uint8)
+    pixels = torch.randint(0, 10**9, (count,), generator=draw.generator)
+    areas = rle_areas(text, lengths.cumsum(0), pixels)
+    assert ((areas >= -1) & (areas <= pixels)).all()
+
+
 def check_geometries(seeds):
     for seed in seeds:
         draw = Draw(seed)
-        for operator in (pool, suppress, cut, encode, draw_polygons):
+        for operator in (pool, suppress, cut, encode, draw_polygons, resize_picture, read_runs):
             operator(draw)
 
 
