@@ -44,6 +44,9 @@ _TURNS_OF_ARRAYS: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uin
     7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
     8: lambda a: a[:, ::-1].transpose(1, 0, 2),
 }
+_PLAIN_COLOURS = frozenset({"YCbCr", "RGB", "Gray"})
+_JPEG_START_OF_SCAN, _JPEG_APP1 = 0xDA, 0xE1
+_JPEG_SEGMENTS = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xFF)})  # those that say how long they are
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 _KNOWN_BUT_REFUSED = {
     b"GIF8": "GIF",
@@ -170,16 +173,29 @@ def decode_rgb_fast(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np
     """
     if not data.startswith(b"\xff\xd8\xff"):
         return decode_rgb(data, max_pixels)
-    picture, header = _open(data, max_pixels)
-    if picture.mode not in ("RGB", "L"):
-        return decode_rgb(data, max_pixels)
     try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
+        if colours not in _PLAIN_COLOURS or height * width > max_pixels:
+            return decode_rgb(data, max_pixels)
+        orientation = _open(data, max_pixels)[1].orientation if _may_be_turned(data) else 1
         pixels = np.asarray(simplejpeg.decode_jpeg(data, strict=True))
     except ValueError:  # also for mere warnings: Pillow's verdict is the one that counts
         return decode_rgb(data, max_pixels)
-    turn = _TURNS_OF_ARRAYS.get(header.orientation)
-    pixels = np.ascontiguousarray(turn(pixels)) if turn else pixels
-    return pixels if pixels.shape == (header.height, header.width, 3) else decode_rgb(data, max_pixels)
+    turn = _TURNS_OF_ARRAYS.get(orientation)
+    return np.ascontiguousarray(turn(pixels)) if turn else pixels
+
+
+def _may_be_turned(jpeg: bytes) -> bool:
+    """Whether a JPEG may name an orientation: EXIF and XMP are in APP1 segments, before the picture's own data."""
+    at = 2
+    while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
+        marker = jpeg[at + 1]
+        if marker == _JPEG_START_OF_SCAN:
+            return False
+        if marker == _JPEG_APP1 or marker not in _JPEG_SEGMENTS:
+            return True
+        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return True
 
 
 def decode_map(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:

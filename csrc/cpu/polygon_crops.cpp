@@ -84,18 +84,17 @@ class Flips {
     }
   }
 
-  /// Turn flips into pixels and add them to a bitmap of `onto`, which holds this window.
-  void fill(const Window& onto, uint8_t* bitmap) {
+  /// Turn flips into the pixels of the window, row by row.
+  const uint8_t* integrate() {
     const int64_t width = window_.width();
-    for (int64_t y = window_.y0; y < window_.y1; ++y) {
-      const uint8_t* __restrict row = bytes_.data() + (y - window_.y0) * width;
-      uint8_t* __restrict below = bytes_.data() + (y - window_.y0 + 1) * width;
-      uint8_t* __restrict to = bitmap + (y - onto.y0) * onto.width() + window_.x0 - onto.x0;
+    for (int64_t y = 1; y < window_.height(); ++y) {
+      const uint8_t* __restrict above = bytes_.data() + (y - 1) * width;
+      uint8_t* __restrict row = bytes_.data() + y * width;
       for (int64_t x = 0; x < width; ++x) {
-        to[x] |= row[x];
-        below[x] ^= row[x];
+        row[x] ^= above[x];
       }
     }
+    return bytes_.data();
   }
 
  private:
@@ -163,20 +162,16 @@ class Object {
     if (rings_.empty()) {
       return {0, 0, 0, 0};
     }
+    if (rings_.size() == 1) {
+      Flips flips = flips_of(rings_[0]);
+      return write_tight(flips.integrate(), out);
+    }
     std::vector<uint8_t> bitmap(static_cast<size_t>(largest()), 0);
     for (const Ring& ring : rings_) {
-      Flips flips(ring.window, height_);
-      for (size_t i = 0; i < ring.corners.size(); ++i) {
-        flips.add_edge(ring.corners[i], ring.corners[i + 1 < ring.corners.size() ? i + 1 : 0]);
-      }
-      flips.fill(window_, bitmap.data());
+      Flips flips = flips_of(ring);
+      add(flips.integrate(), ring.window, bitmap.data());
     }
-    const Window tight = tight_window(bitmap);
-    for (int64_t y = tight.y0; y < tight.y1; ++y) {
-      const uint8_t* row = bitmap.data() + (y - window_.y0) * window_.width() + tight.x0 - window_.x0;
-      out = std::copy(row, row + tight.width(), out);
-    }
-    return tight;
+    return write_tight(bitmap.data(), out);
   }
 
  private:
@@ -185,12 +180,42 @@ class Object {
     Window window;
   };
 
-  Window tight_window(const std::vector<uint8_t>& bitmap) const {
+  Flips flips_of(const Ring& ring) const {
+    Flips flips(ring.window, height_);
+    for (size_t i = 0; i < ring.corners.size(); ++i) {
+      flips.add_edge(ring.corners[i], ring.corners[i + 1 < ring.corners.size() ? i + 1 : 0]);
+    }
+    return flips;
+  }
+
+  /// Add a ring's pixels to the bitmap of the object's window.
+  void add(const uint8_t* ring, const Window& window, uint8_t* bitmap) const {
+    const int64_t width = window.width();
+    for (int64_t y = window.y0; y < window.y1; ++y) {
+      const uint8_t* __restrict row = ring + (y - window.y0) * width;
+      uint8_t* __restrict to = bitmap + (y - window_.y0) * window_.width() + window.x0 - window_.x0;
+      for (int64_t x = 0; x < width; ++x) {
+        to[x] |= row[x];
+      }
+    }
+  }
+
+  /// Copy the tight part of the window's bitmap; returns where it is.
+  Window write_tight(const uint8_t* bitmap, uint8_t* out) const {
+    const Window tight = tight_window(bitmap);
+    for (int64_t y = tight.y0; y < tight.y1; ++y) {
+      const uint8_t* row = bitmap + (y - window_.y0) * window_.width() + tight.x0 - window_.x0;
+      out = std::copy(row, row + tight.width(), out);
+    }
+    return tight;
+  }
+
+  Window tight_window(const uint8_t* bitmap) const {
     const int64_t height = window_.height(), width = window_.width();
     std::vector<uint8_t> in_column(static_cast<size_t>(width), 0);
     int64_t top = height, bottom = 0;
     for (int64_t y = 0; y < height; ++y) {
-      const uint8_t* __restrict row = bitmap.data() + y * width;
+      const uint8_t* __restrict row = bitmap + y * width;
       uint8_t* __restrict column = in_column.data();
       uint8_t any = 0;
       for (int64_t x = 0; x < width; ++x) {
