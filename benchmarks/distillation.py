@@ -6,8 +6,10 @@ For each seed and share of labels: a teacher learns from the labelled pictures, 
 from both for a longer schedule. A control is trained for the student's schedule on the labels alone, so that student
 minus control is what the pseudo-labels are worth. `--full` adds an upper bound, trained on the true labels of all
 pictures. Everything is generated; pictures, weights and order follow from the seed. All runs use the same recipe, and
-AP is COCO's on the same held-out pictures. The default takes about an hour on two cores; the same command goes on where
-it was stopped. `--labels 0.05 0.1 0.25 0.5 --full` draws AP over the share of labels.
+AP is COCO's on the same held-out pictures. The teacher looks at the pool in several views; what it is sure of is kept,
+what it is in doubt about is neither object nor background, and the student sees pseudo-labelled pictures in changed
+colours. The default takes about an hour on two cores; the same command goes on where it was stopped.
+`--labels 0.05 0.1 0.25 0.5 --full` draws AP over the share of labels.
 """
 
 import argparse
@@ -92,6 +94,7 @@ class Bench:
             train=tuple(self.data(part) for part in sets),
             out=str(self.folder / name),
             seed=self.seed,
+            pseudo=dataclasses.replace(base.pseudo, strong="pseudo" in sets),
             tracking_uri=f"sqlite:///{self.folder / 'mlflow.db'}",
             optim=dataclasses.replace(base.optim, steps=steps),
             execution=dataclasses.replace(
@@ -107,7 +110,11 @@ class Bench:
         """Label the pool."""
         labels = str(self.folder / "labels")
         gpu = self.options.device == "cuda"
-        predict.run(predict.PredictConfig(checkpoint=teacher, data=self.data("pool"), out=labels, gpu=gpu))
+        predict.run(
+            predict.PredictConfig(
+                checkpoint=teacher, data=self.data("pool"), out=labels, views=self.options.views, gpu=gpu
+            )
+        )
         distill.run(
             distill_config.DistillConfig(
                 predictions=labels, pool=self.data("pool"), labelled=self.data("train"), out=self.data("pseudo"),
@@ -169,8 +176,9 @@ def options_of() -> argparse.Namespace:
     parser.add_argument("--val", type=int, default=120, help="pictures to measure on")
     parser.add_argument("--steps", type=int, default=320, help="of the teacher")
     parser.add_argument("--student-steps", type=int, default=480, help="of student, control and upper bound")
-    parser.add_argument("--uncertain", type=float, default=0.5, help="as of maskray distill")
-    parser.add_argument("--min-score", type=float, default=0.3, help="as of maskray distill")
+    parser.add_argument("--views", default="fast", help="the teacher looks at the pool in, as of maskray predict")
+    parser.add_argument("--uncertain", type=float, default=0.25, help="as of maskray distill")
+    parser.add_argument("--min-score", type=float, default=0.9, help="as of maskray distill")
     parser.add_argument("--workers", type=int, default=2, help="training processes")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="where training and predicting run")
     parser.add_argument("--full", action="store_true", help="train on all true labels too")
