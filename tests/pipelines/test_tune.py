@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import ray
+from ray.tune.error import TuneError
 from ray.util import placement_group_table
 
 from pipelines import cli, prepare, prepare_config, shapes, sweep_runner, tune
@@ -247,6 +248,32 @@ def test_finished_trials_that_ray_forgot_are_not_trained_again():
     known = watch()
     known.on_step_begin(0, [types.SimpleNamespace(trial_id="a_1")])
     known.on_step_begin(1, [])  # it looks once
+
+
+def test_what_ray_tune_raises_is_one_line_and_the_sweep_goes_on(data, tmp_path, monkeypatch):
+    class Failing:
+        def fit(self):
+            raise TuneError("Traceback ...\nthe trials did not complete")
+
+    monkeypatch.setattr(sweep_runner, "_new", lambda *_: Failing())
+    settings = config(data, tmp_path / "s")
+    search = sweep_runner.Search(Algorithm.RANDOM, Scheduler.NONE, "max", 2, 0)
+    watch = Watch(metric="m", say=print, speed=float, pictures=0, at_once=1, finished=(), place="p")
+    with pytest.raises(sweep_runner.SweepError, match=r"ended the sweep \(the trials did not complete\): the same"):
+        sweep_runner.fit(plan_of(settings, ""), search, 8, str(tmp_path / "s"), 1, None, watch)
+
+
+@pytest.mark.parametrize(("raised", "status"), [(KeyboardInterrupt, "KILLED"), (SweepStateError, "FAILED")])
+def test_a_sweep_that_is_interrupted_ends_its_run_as_killed(data, tmp_path, monkeypatch, raised, status):
+    def ended(*_):
+        raise raised
+
+    monkeypatch.setattr(tune, "_fit", ended)
+    out = tmp_path / "s"
+    with pytest.raises(raised):
+        tune.run(config(data, out), "", print)
+    (run,) = _runs(out)
+    assert run.info.status == status
 
 
 def test_an_unknown_sweep_lists_those_there_are(capsys):
