@@ -40,7 +40,8 @@ STABLE_TORCH_LIBRARY(maskray, m) {
   m.def(
       "polygon_crops(Tensor points, Tensor ring_ends, Tensor object_ends, int height, int width) -> (Tensor, Tensor)");
   m.def("rle_areas(Tensor counts, Tensor ends, Tensor pixels) -> Tensor");
-  m.def("resize_bytes(Tensor picture, Tensor(a!) out, bool mirrored) -> ()");
+  m.def(
+      "resize_bytes(Tensor picture, Tensor(a!) out, int height, int width, int top, int left, bool mirrored) -> ()");
   m.def("winograd_conv(Tensor x, Tensor filters, Tensor? bias, bool transposed) -> Tensor");
   m.def("winograd_filter_grad(Tensor x, Tensor grad) -> Tensor");
 }

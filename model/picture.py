@@ -63,28 +63,35 @@ def resize(pixels: Tensor, size_hw: tuple[int, int], kernel: ResizeKernel) -> Te
 
 
 def place_bytes(
-    picture: ByteArray, size_hw: tuple[int, int], kernel: ResizeKernel, *, mirrored: bool, out: ByteArray | None = None
+    picture: ByteArray,
+    size_hw: tuple[int, int],
+    kernel: ResizeKernel,
+    *,
+    mirrored: bool = False,
+    window: tuple[int, int, int, int] | None = None,
+    out: ByteArray | None = None,
 ) -> ByteArray:
-    """A picture [H, W, 3] of bytes, mirrored or not and resized to [h, w, 3] of bytes: what training does.
+    """A picture [H, W, 3] of bytes, mirrored or not, resized and cut to a window [h, w, 3] of bytes: for training.
 
     Pillow's and OpenCV's rules as `resize` has them. The float kernel is OpenCV's too, so its result is rounded to
     whole grey levels: within one of the exact value, in a twentieth of the time.
 
     Args:
         picture: uint8.
-        size_hw: height and width wanted.
+        size_hw: height and width of the whole resized.
         kernel: whose rule.
         mirrored: mirror left and right first.
-        out: uint8 [h, w, 3], where the result goes, perhaps a window of a batch; None for new memory.
+        window: (y0, x0, h, w) of the whole that is wanted; None for all of it.
+        out: uint8 [h, w, 3], where the result goes, perhaps a part of a batch; None for new memory.
     """
-    height, width = size_hw
+    y0, x0, height, width = window or (0, 0, *size_hw)
     place = np.empty((height, width, 3), np.uint8) if out is None else out
-    is_half = picture.shape[:2] == (2 * height, 2 * width)  # where OpenCV has a rule of its own
+    is_half = picture.shape[:2] == (2 * size_hw[0], 2 * size_hw[1])  # where OpenCV has a rule of its own
     if kernel is not ResizeKernel.PIL_BILINEAR and picture.shape[:2] != size_hw and not is_half:
-        resize_bytes(torch.from_numpy(picture), torch.from_numpy(place), mirrored=mirrored)
+        resize_bytes(torch.from_numpy(picture), torch.from_numpy(place), size_hw, (y0, x0), mirrored=mirrored)
         return place
     turned = np.asarray(cv2.flip(picture, 1), np.uint8) if mirrored else picture
-    np.copyto(place, _by_library(turned, size_hw, kernel))
+    np.copyto(place, _by_library(turned, size_hw, kernel)[y0 : y0 + height, x0 : x0 + width])
     return place
 
 

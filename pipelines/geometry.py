@@ -117,16 +117,10 @@ class Placement:
 
     def pixels(self, picture: ByteArray, out: ByteArray | None = None) -> ByteArray:
         """The picture [H, W, 3] placed: [h, w, 3] as `model.picture.place_bytes` makes it, in `out` if given."""
-        if not self.crops:
-            return place_bytes(picture, self.resized_hw, self.kernel, mirrored=self.flip, out=out)
         y0, x0, height, width = self.window
-        whole = place_bytes(picture, self.resized_hw, self.kernel, mirrored=self.flip)
         left = self.resized_hw[1] - x0 - width if self.flip else x0  # of the mirrored picture
-        window = whole[y0 : y0 + height, left : left + width]
-        if out is None:
-            return window
-        np.copyto(out, window)
-        return out
+        window = (y0, left, height, width)
+        return place_bytes(picture, self.resized_hw, self.kernel, mirrored=self.flip, window=window, out=out)
 
     def values(self, bitmap: ByteArray) -> ByteArray:
         """A bitmap or map [H, W] placed by nearest neighbours: [h, w]."""

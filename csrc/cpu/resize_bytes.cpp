@@ -49,8 +49,9 @@ struct Columns {
   std::vector<int32_t> offset;
   std::vector<int16_t> weights;  ///< first and second of each column
 
-  Columns(int64_t in, int64_t out, bool mirrored) {
-    for (int64_t i = 0; i < out; ++i) {
+  /// Of columns begin..end of a row of `out` cells over `in`.
+  Columns(int64_t in, int64_t out, int64_t begin, int64_t end, bool mirrored) {
+    for (int64_t i = begin; i < end; ++i) {
       Tap tap = tap_of(i, in, out);
       if (tap.cell < 0 || tap.cell >= in - 1) {
         tap = {std::clamp<int64_t>(tap.cell, 0, in - 1), static_cast<int16_t>(kOne), 0};
@@ -220,18 +221,22 @@ class Rows {
   int last_ = 0;
 };
 
-/// Picture [H, W, 3] -> out [h, w, 3], whose rows may lie apart.
-void resize_bytes(Tensor picture, Tensor out, bool mirrored) {
+/// The window at (top, left) of the picture [H, W, 3], resized to height x width -> out [h, w, 3], whose rows may lie apart.
+void resize_bytes(Tensor picture, Tensor out, int64_t height, int64_t width, int64_t top, int64_t left, bool mirrored) {
   picture = torch::stable::contiguous(picture);
-  const int64_t in_height = picture.size(0), in_width = picture.size(1), height = out.size(0), width = out.size(1);
-  check(in_height > 0 && in_width > 0 && height > 0 && width > 0, "resize got a picture of ", in_height, " x ", in_width,
-        " and a place of ", height, " x ", width, ", wanted at least a pixel of each");
-  check(in_width < (int64_t{1} << 28), "resize got a picture ", in_width, " pixels wide, wanted less than 2^28");
-  const Columns columns(in_width, width, mirrored);
+  const int64_t in_height = picture.size(0), in_width = picture.size(1), h = out.size(0), w = out.size(1);
+  check(in_height > 0 && in_width > 0 && h > 0 && w > 0, "resize got a picture of ", in_height, " x ", in_width,
+        " and a place of ", h, " x ", w, ", wanted at least a pixel of each");
+  constexpr int64_t kMost = int64_t{1} << 28;
+  check(in_height < kMost && in_width < kMost && height < kMost && width < kMost, "resize got ", in_height, " x ",
+        in_width, " to ", height, " x ", width, ", wanted sides below 2^28");
+  check(top >= 0 && left >= 0 && h <= height - top && w <= width - left, "resize got a window of ", h, " x ", w, " at (",
+        top, ", ", left, ") of ", height, " x ", width, ", wanted it inside");
+  const Columns columns(in_width, width, left, left + w, mirrored);
   Rows rows(picture.const_data_ptr<uint8_t>(), in_width, columns);
   uint8_t* to = out.mutable_data_ptr<uint8_t>();
-  for (int64_t y = 0; y < height; ++y) {
-    rows.mix(tap_of(y, in_height, height), in_height, to + y * out.stride(0));
+  for (int64_t y = 0; y < h; ++y) {
+    rows.mix(tap_of(top + y, in_height, height), in_height, to + y * out.stride(0));
   }
 #ifdef MASKRAY_X86
   _mm_sfence();  // stores past the caches come in order for whoever reads next

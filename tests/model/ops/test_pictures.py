@@ -47,6 +47,22 @@ def test_usual_sizes_give_opencvs_bytes_in_every_variant(size, wanted, use_simd)
             np.testing.assert_array_equal(out.numpy(), peer(picture, wanted, mirrored))
 
 
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_a_window_is_that_part_of_the_whole(mirrored):
+    rng = np.random.default_rng(0)
+    for _ in range(100):
+        size, whole = rng.integers(1, 90, 2).tolist(), rng.integers(1, 150, 2).tolist()
+        picture = torch.from_numpy(drawn(rng, *size))
+        wanted = torch.empty(*whole, 3, dtype=torch.uint8)
+        resize_bytes(picture, wanted, mirrored=mirrored)
+        (top, bottom), (left, right) = (
+            (int(a), int(rng.integers(a + 1, n + 1))) for n in whole for a in [rng.integers(n)]
+        )
+        window = torch.empty(bottom - top, right - left, 3, dtype=torch.uint8)
+        resize_bytes(picture, window, tuple(whole), (top, left), mirrored=mirrored)
+        assert torch.equal(window, wanted[top:bottom, left:right])
+
+
 def test_the_inputs_may_be_views():
     whole = torch.from_numpy(drawn(np.random.default_rng(0), 40, 60))
     turned = whole.permute(1, 0, 2)
@@ -57,7 +73,7 @@ def test_the_inputs_may_be_views():
 
 def test_a_resize_passes_opcheck():
     picture, out = torch.zeros(5, 6, 3, dtype=torch.uint8), torch.zeros(9, 8, 3, dtype=torch.uint8)
-    torch.library.opcheck(torch.ops.maskray.resize_bytes.default, (picture, out, True))
+    torch.library.opcheck(torch.ops.maskray.resize_bytes.default, (picture, out, 20, 30, 11, 22, True))
 
 
 PICTURE = torch.zeros(5, 6, 3, dtype=torch.uint8)
@@ -72,6 +88,9 @@ PICTURE = torch.zeros(5, 6, 3, dtype=torch.uint8)
         ((PICTURE, PICTURE.permute(1, 0, 2)), r"a place with strides \[3, 18, 1\], wanted 3 and 1"),
         ((PICTURE[:0], PICTURE), "a picture of 0 x 6 and a place of 5 x 6"),
         ((PICTURE, PICTURE[:, :0]), "a place of 5 x 0, wanted at least a pixel"),
+        ((PICTURE, PICTURE, (5, 7), (0, 2)), r"a window of 5 x 6 at \(0, 2\) of 5 x 7, wanted it inside"),
+        ((PICTURE, PICTURE, (9, 9), (-1, 0)), r"at \(-1, 0\) of 9 x 9"),
+        ((PICTURE, PICTURE, (2**28, 9)), "to 268435456 x 9, wanted sides below"),
     ],
 )
 def test_wrong_input_is_named(arguments, match):

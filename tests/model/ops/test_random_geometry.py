@@ -102,7 +102,9 @@ def resize_picture(draw):
     sides = [draw.whole(1, 70) for _ in range(4)]
     picture = torch.randint(0, 256, (*sides[:2], 3), generator=draw.generator).to(torch.uint8)
     out = torch.full((sides[2], sides[3] + draw.whole(0, 3), 3), 7, dtype=torch.uint8)
-    resize_bytes(picture, out[:, : sides[3]], mirrored=bool(draw.whole(0, 2)))
+    top, left = draw.whole(0, 40), draw.whole(0, 40)
+    whole = (top + sides[2] + draw.whole(0, 30), left + sides[3] + draw.whole(0, 30))
+    resize_bytes(picture, out[:, : sides[3]], whole, (top, left), mirrored=bool(draw.whole(0, 2)))
     assert (out[:, sides[3] :] == 7).all()
     low, high = (picture.amin((0, 1)), picture.amax((0, 1)))
     assert ((out[:, : sides[3]] >= low) & (out[:, : sides[3]] <= high)).all()
