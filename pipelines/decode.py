@@ -47,6 +47,8 @@ _TURNS_OF_ARRAYS: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uin
 _PLAIN_COLOURS = frozenset({"YCbCr", "RGB", "Gray"})
 _JPEG_START = b"\xff\xd8\xff"
 _JPEG_START_OF_SCAN, _JPEG_APP1 = 0xDA, 0xE1
+_JPEG_FRAMES = frozenset({*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC})
+_JPEG_LEAST_BYTES = {b"JFIF": 7, b"Adobe": 7, b"ICC_PROFILE\0": 14}  # of segments that begin so; Pillow refuses shorter
 _JPEG_SEGMENTS = frozenset({*range(0xC0, 0xD0), *range(0xDA, 0xFF)})  # those that say how long they are
 _SWAPS_SIDES = frozenset({5, 6, 7, 8})
 _KNOWN_BUT_REFUSED = {
@@ -190,27 +192,33 @@ def decode_rgb_fast(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np
 
 def _plain_jpeg(data: bytes, max_pixels: int) -> Header | None:
     """The header of a sound JPEG of one to three colours that is not turned, in a tenth of Pillow's time."""
-    if not data.startswith(_JPEG_START) or _may_be_turned(data):
+    if not data.startswith(_JPEG_START) or not _is_plain(data):
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(data, strict=True)
     except ValueError:
         return None
-    is_plain = colours in _PLAIN_COLOURS and 0 < height * width <= max_pixels
-    return Header("JPEG", height, width, 1) if is_plain else None
+    # Pillow has a limit of its own, well above the default one.
+    is_usual = colours in _PLAIN_COLOURS and 0 < height * width <= min(max_pixels, MAX_PIXELS)
+    return Header("JPEG", height, width, 1) if is_usual else None
 
 
-def _may_be_turned(jpeg: bytes) -> bool:
-    """Whether a JPEG may name an orientation: EXIF and XMP are in APP1 segments, before the picture's own data."""
+def _is_plain(jpeg: bytes) -> bool:
+    """Whether nothing before a JPEG's data needs Pillow's eyes: no orientation (EXIF, XMP), nothing that it refuses."""
     at = 2
     while at + 4 <= len(jpeg) and jpeg[at] == 0xFF:
-        marker = jpeg[at + 1]
+        marker, end = jpeg[at + 1], at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
         if marker == _JPEG_START_OF_SCAN:
-            return False
-        if marker == _JPEG_APP1 or marker not in _JPEG_SEGMENTS:
             return True
-        at += 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
-    return True
+        if marker == _JPEG_APP1 or marker not in _JPEG_SEGMENTS:
+            return False
+        if marker in _JPEG_FRAMES and jpeg[at + 4 : at + 5] != b"\x08":  # bits a sample
+            return False
+        body = jpeg[at + 4 : min(end, at + 20)]
+        if any(body.startswith(name) and len(body) < least for name, least in _JPEG_LEAST_BYTES.items()):
+            return False
+        at = end
+    return False
 
 
 def decode_map(data: bytes, max_pixels: int = MAX_PIXELS) -> npt.NDArray[np.uint8]:

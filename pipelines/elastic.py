@@ -27,8 +27,8 @@ class Elastic:
         self.least = execution.min_workers or execution.workers
         self._each = Share(execution.cpus_per_worker, int(execution.gpu))
         measuring = Share(evaluation.cpus, int(evaluation.gpu))
-        self._besides = [measuring] if evaluation.every and measuring != Share(0, 0) else []
-        self._besides += [Share(1, 0)] * (execution.workers * execution.loader_actors)
+        self._measuring = [measuring] if evaluation.every and measuring != Share(0, 0) else []
+        self._loaders = execution.loader_actors
         self._pause_s, self._looked, self._grew = START_TIMEOUT_S, time.monotonic(), False
 
     def workers(self, wait_s: float, ended: threading.Event) -> int:
@@ -42,12 +42,26 @@ class Elastic:
             RayError: the cluster cannot hold as few as the run allows.
         """
         what = f"training with {self.least} workers of {_text(self._each)} each"
-        if self._besides:
-            total = Share(*map(sum, zip(*self._besides, strict=True)))
+        besides = self._besides(self.least)
+        if besides:
+            total = Share(*map(sum, zip(*besides, strict=True)))
             what += f", and {_text(total)} for measuring and loading,"
-        require_workers(self.least, self._each, what, wait_s, self._besides, ended)
+        require_workers(self.least, self._each, what, wait_s, besides, ended)
         self._looked = time.monotonic()
-        return max(self.least, min(self._limit, room_for(self._each, self._besides)))
+        return max(self.least, self._room(self._limit))
+
+    def _besides(self, workers: int) -> list[Share]:
+        """What a run of so many workers takes besides them."""
+        return self._measuring + [Share(1, 0)] * (workers * self._loaders)
+
+    def _room(self, most: int) -> int:
+        """Workers that the cluster's machines hold with what they need besides, at most so many."""
+        none, some = 0, most + 1  # there is room for `none`, and none for `some`
+        while some - none > 1:
+            middle = (none + some) // 2
+            fits = room_for(self._each, self._besides(middle)) >= middle
+            none, some = (middle, some) if fits else (none, middle)
+        return none
 
     def found_no_place(self, workers: int) -> bool:
         """Take that an attempt of so many never started; whether fewer are worth a try."""
@@ -67,7 +81,7 @@ class Elastic:
         if workers >= self._wanted or time.monotonic() - self._looked < self._pause_s:
             return False
         self._looked = time.monotonic()
-        more = min(self._free(), room_for(self._each, self._besides) - workers)
+        more = min(self._free(), self._room(self._wanted) - workers)
         if more < 1:
             return False
         self._limit, self._grew = min(self._wanted, workers + more), True
@@ -75,8 +89,8 @@ class Elastic:
 
     def _free(self) -> int:
         """Workers that what nobody uses would hold, were it on one machine."""
-        free = ray.available_resources()
-        of_each = [free.get(kind, 0.0) // need for kind, need in zip(("CPU", "GPU"), self._each, strict=True) if need]
+        free, each = ray.available_resources(), Share(self._each.cpus + self._loaders, self._each.gpus)
+        of_each = [free.get(kind, 0.0) // need for kind, need in zip(("CPU", "GPU"), each, strict=True) if need]
         return int(min(of_each, default=0.0))
 
 

@@ -177,7 +177,7 @@ def jitter_colour(picture: ByteArray, strength: float, rng: np.random.Generator)
     brightness, contrast, saturation = rng.uniform(1 - strength, 1 + strength, 3)
     bright = torch.from_numpy(picture).to(torch.float32) * brightness
     grey = bright @ torch.tensor([0.299, 0.587, 0.114])
-    mean = grey.mean()
+    mean = float(grey.sum(dtype=torch.float64)) / grey.numel()  # a sum in float32 would depend on the threads
     # Saturation pulls colours to their grey, contrast pulls everything to the picture's mean.
     made = torch.lerp(grey[..., None], bright, saturation).sub_(mean).mul_(contrast).add_(mean)
     return np.asarray(made.round_().clamp_(0, 255).to(torch.uint8).numpy())

@@ -25,13 +25,19 @@ _RETRIES = 3
 class Builder:
     """Builds batches where there is a free core."""
 
-    def __init__(self, batches: TrainBatches) -> None:
-        """Take the batches of one worker."""
+    def __init__(self, pickled: bytes) -> None:
+        """Take the batches of one worker, pickled."""
         host.set_up(1, is_16_bit=False)
-        self._batches = batches
+        self._pickled = pickled
+        self._batches: TrainBatches | None = None
 
     def build(self, number: int) -> Any:
-        """A batch, its tensors as arrays, which Ray carries without a copy."""
+        """A batch, its tensors as arrays, which Ray carries without a copy.
+
+        Opens the data sets when the first one is built: their errors then come to the worker as they are.
+        """
+        if self._batches is None:
+            self._batches = ray.cloudpickle.loads(self._pickled)
         return _to_arrays(self._batches[number])
 
 
@@ -54,14 +60,16 @@ def remote_stream(batches: TrainBatches, start: int, stop: int, actors: int, pin
     # SPREAD also takes them out of the training's placement group, which has no room for them.
     settings = {"num_cpus": 1, "scheduling_strategy": "SPREAD", "max_restarts": -1, "max_task_retries": _RETRIES}
     build = ray.remote(Builder).options(**settings)
-    shared = ray.put(batches)
-    builders = [build.remote(shared) for _ in range(actors)]
+    pickled = ray.put(ray.cloudpickle.dumps(batches))
+    builders = [build.remote(pickled) for _ in range(actors)]
     try:
         turns = itertools.cycle(builders)
         pending: collections.deque[Any] = collections.deque()
         for number in range(start, stop + _AHEAD * actors):
             if number < stop:
                 pending.append(next(turns).build.remote(number))
+            if pending:  # brings what is built to this machine before it is asked for
+                ray.wait(list(pending), num_returns=len(pending), timeout=0, fetch_local=True)
             if number - start >= _AHEAD * actors and pending:
                 yield _to_tensors(_fetched(pending.popleft()), pin)
     finally:

@@ -64,12 +64,17 @@ def concurrency(plan: Plan, limit: int) -> int:
     workers, each = execution.workers, Share(execution.cpus_per_worker, int(execution.gpu))
     measuring = [Share(1, each.gpus)] if plan.is_measured else []
     what = f"a trial of {workers} workers" + (" of one GPU" if each.gpus else "")
+    loaders = [Share(1, 0)] * (workers * execution.loader_actors)
     if each.gpus:
         # Where trials need every GPU, a checkpoint is measured once its trial is over.
-        require_workers(workers, each, what)
+        require_workers(workers, each, what, besides=loaders)
     else:
-        require_workers(workers, each, f"{what}, and measuring," if plan.is_measured else what, besides=measuring)
-    fits = max(room_for(each, measuring) // workers, 1)
+        what += ", and measuring," if plan.is_measured else ""
+        require_workers(workers, each, what, besides=[*measuring, *loaders])
+    fits = room_for(each, measuring) // workers
+    while fits > 1 and room_for(each, [*measuring, *loaders * fits]) < fits * workers:
+        fits -= 1
+    fits = max(fits, 1)
     return min(fits, limit or fits)
 
 

@@ -93,7 +93,9 @@ class WorkerBatches(TrainBatches):
 def _is_for_memory(error: BaseException | None) -> bool:
     """Whether an error is numpy's, Pillow's or torch's for memory, or was raised from one."""
     while error is not None:
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "allocate memory" in str(error)):
+        if isinstance(error, MemoryError) or (
+            isinstance(error, RuntimeError) and any(text in str(error) for text in ("allocate memory", "bad_alloc"))
+        ):
             return True
         error = error.__cause__
     return False

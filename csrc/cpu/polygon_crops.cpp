@@ -25,6 +25,8 @@ using torch::stable::Tensor;
 constexpr double kFine = 5.0;            ///< fine steps a pixel
 constexpr double kFarthestPx = 1 << 27;  ///< fine coordinates then fit 32 bits with room to spare
 
+constexpr int64_t kMostPixels = int64_t{1} << 40;  ///< of all bitmaps together
+
 /// Rows y0..y1 and columns x0..x1 of a picture.
 struct Window {
   int64_t y0, x0, y1, x1;
@@ -280,6 +282,7 @@ std::tuple<Tensor, Tensor> polygon_crops(Tensor points, Tensor ring_ends, Tensor
       const int64_t begin = ring == 0 ? 0 : ring_end[ring - 1];
       object.add_ring(xy + 2 * begin, ring_end[ring] - begin);
     }
+    check(object.largest() <= kMostPixels - largest, "the boxes of the objects up to ", i, " hold more than 2^40 pixels");
     largest += object.largest();
   }
   Tensor pixels = torch::stable::empty({largest}, torch::headeronly::ScalarType::Byte);

@@ -230,7 +230,7 @@ void resize_bytes(Tensor picture, Tensor out, int64_t height, int64_t width, int
   constexpr int64_t kMost = int64_t{1} << 28;
   check(in_height < kMost && in_width < kMost && height < kMost && width < kMost, "resize got ", in_height, " x ",
         in_width, " to ", height, " x ", width, ", wanted sides below 2^28");
-  check(top >= 0 && left >= 0 && h <= height - top && w <= width - left, "resize got a window of ", h, " x ", w, " at (",
+  check(height > 0 && width > 0 && top >= 0 && left >= 0 && h <= height - top && w <= width - left, "resize got a window of ", h, " x ", w, " at (",
         top, ", ", left, ") of ", height, " x ", width, ", wanted it inside");
   const Columns columns(in_width, width, left, left + w, mirrored);
   Rows rows(picture.const_data_ptr<uint8_t>(), in_width, columns);

@@ -38,6 +38,9 @@ inline bool read_number(const uint8_t*& at, const uint8_t* end, int64_t& value) 
 
 /// The pixels set by one string; -1 where it must be looked at alone.
 int64_t area_of(const uint8_t* at, const uint8_t* end, int64_t pixels) {
+  if (pixels < 1 || pixels >= int64_t{1} << 31) {
+    return -1;
+  }
   int64_t last[2] = {0, 0}, sum = 0, area = 0;
   for (int64_t number = 0; at < end; ++number) {
     int64_t run;

@@ -117,8 +117,8 @@ def polygon_crops(
         in the picture, int64 [G, 4]; an object that covers no pixel has zeros.
 
     Raises:
-        ValueError: A shape, type, size or device does not fit, a corner is not finite or too far, or ends that do not
-            ascend to the number of corners and rings.
+        ValueError: A shape, type, size or device does not fit, a corner is not finite or too far, ends do not ascend
+            to the number of corners and rings, or the objects' boxes hold more than 2^40 pixels.
     """
     if points.dtype != torch.float64 or points.dim() != 2 or points.shape[1] != 2:
         raise ValueError(f"polygons got corners {points.dtype} {list(points.shape)}, wanted float64 [P, 2]")
@@ -126,7 +126,7 @@ def polygon_crops(
         if ends.dtype != torch.int64 or ends.dim() != 1:
             raise ValueError(f"polygons got {name} {ends.dtype} {list(ends.shape)}, wanted int64, one number each")
     if not (1 <= height < 2**26 and 1 <= width < 2**26):
-        raise ValueError(f"polygons got a picture of {height} x {width} pixels, wanted 1 to 2^26 a side")
+        raise ValueError(f"polygons got a picture of {height} x {width} pixels, wanted 1 to 2^26 - 1 a side")
     if any(tensor.device.type != "cpu" for tensor in (points, ring_ends, object_ends)):
         raise ValueError("polygons are rasterised on the CPU: move corners and ends there")
     operator = torch.ops.maskray.polygon_crops

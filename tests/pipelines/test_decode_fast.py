@@ -42,6 +42,39 @@ def test_real_pictures_come_out_the_same():
         assert_same(file.read_bytes())
 
 
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\xff\xe0\x00\x06JFIF",
+        b"\xff\xee\x00\x07Adobe",
+        b"\xff\xe2\x00\x0eICC_PROFILE\0",
+        b"\xff\xe1\x00\x0aExif\0\0xx",
+        b"\xff\xff\xfe\x00\x04hi",
+        b"\xff\xfe\x00\x04hi",
+    ],
+)
+def test_odd_segments_have_pillows_verdict(segment):
+    sound = jpeg(np.random.default_rng(0))
+    for data in (sound[:2] + segment + sound[2:], sound[:20] + segment + sound[20:]):
+        assert_same(data)
+        assert header_of(decode.read_header, data) == header_of(lambda d: decode._open(d, decode.MAX_PIXELS)[1], data)
+
+
+def test_jpegs_of_twelve_bits_are_refused_by_their_header():
+    sound = bytearray(jpeg(np.random.default_rng(0)))
+    sound[sound.index(b"\xff\xc0") + 4] = 12
+    with pytest.raises(decode.DecodeError):
+        decode.read_header(bytes(sound))
+    assert_same(bytes(sound))
+
+
+def header_of(reader, data):
+    try:
+        return reader(data)
+    except decode.DecodeError as error:
+        return error.fault
+
+
 def jpeg(rng, mode="RGB", **options):
     height, width = rng.integers(8, 60, 2)
     low = rng.integers(0, 256, (height // 4 + 1, width // 4 + 1, 3), dtype=np.uint8)

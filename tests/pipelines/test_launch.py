@@ -286,6 +286,17 @@ def test_the_number_of_workers_follows_what_is_free(data, tmp_path, monkeypatch)
     assert not elastic.found_no_place(2)
 
 
+@pytest.mark.parametrize(("loaders", "wanted"), [(0, 8), (1, 4), (2, 2), (3, 2)])
+def test_workers_leave_room_for_those_that_load_for_them(data, tmp_path, monkeypatch, loaders, wanted):
+    """Each worker that starts brings its loaders, and only those."""
+    cluster, ended = Cluster(monkeypatch), threading.Event()
+    execution = {"workers": 8, "min_workers": 2, "loader_actors": loaders}
+    elastic = Elastic(run_of(data, tmp_path, optim={"batch": 8}, execution=execution))
+    assert elastic.workers(0.0, ended) == wanted
+    cluster.free, cluster.now = float(loaders), 61.0  # one short of another worker with its loaders
+    assert not elastic.may_grow(1)
+
+
 def test_watching_survives_a_cluster_that_does_not_answer(monkeypatch):
     asked, terminated = [], threading.Event()
 

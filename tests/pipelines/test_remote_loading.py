@@ -8,6 +8,7 @@ import torch
 from pipelines import checkpoints, train
 from pipelines.geometry import AugmentConfig
 from pipelines.loading import BuilderKilledError, LoadingError, Source, TrainBatches
+from pipelines.manifest import ManifestError
 from pipelines.ray_session import ray_session
 from pipelines.remote_loading import remote_stream
 from tests.pipelines import tiny_run
@@ -74,6 +75,14 @@ def test_what_a_dead_actor_was_building_is_built_again(data, cluster, tmp_path):
     assert len(list(tmp_path.iterdir())) == 2
     for step, batch in enumerate(made):
         assert_same(batch, TrainBatches(*settings(data))[step])
+
+
+def test_data_that_the_actors_cannot_read_are_named(cluster, tmp_path):
+    data = tiny_run.dataset(tmp_path / "d")
+    batches = TrainBatches(*settings(data))
+    (tmp_path / "d" / "manifest.json").rename(tmp_path / "gone")
+    with pytest.raises(ManifestError, match=str(tmp_path)):
+        list(remote_stream(batches, 0, 8, 1, pin=False))
 
 
 @pytest.mark.soak

@@ -193,6 +193,9 @@ def planned(metric="mask/AP", **execution):
         ({"gpu": True, "workers": 4}, 0, [{"CPU": 32, "GPU": 4}], 1),
         ({"gpu": True, "workers": 4}, 0, [{"CPU": 32, "GPU": 16}], 3),
         ({"gpu": True, "cpus_per_worker": 8}, 0, [{"CPU": 32, "GPU": 8}], 3),
+        ({"metric": "loss/total", "workers": 2, "loader_actors": 1}, 0, [{"CPU": 8}], 2),
+        ({"metric": "loss/total", "workers": 2, "loader_actors": 3}, 0, [{"CPU": 8}], 1),
+        ({"gpu": True, "loader_actors": 4}, 0, [{"CPU": 8, "GPU": 8}, {"CPU": 16}], 4),
     ],
 )
 def test_as_many_trials_as_the_machines_hold(monkeypatch, plan, limit, machines, wanted):
@@ -212,6 +215,11 @@ def test_as_many_trials_as_the_machines_hold(monkeypatch, plan, limit, machines,
             {"cpus_per_worker": 2},
             [{"CPU": 1}] * 4,
             "a trial of 1 workers, and measuring, does not fit this Ray cluster",
+        ),
+        (
+            {"metric": "loss/total", "loader_actors": 2},
+            [{"CPU": 2}],
+            "a trial of 1 workers does not fit this Ray cluster",
         ),
         (
             {"gpu": True},

@@ -91,6 +91,7 @@ PICTURE = torch.zeros(5, 6, 3, dtype=torch.uint8)
         ((PICTURE, PICTURE, (5, 7), (0, 2)), r"a window of 5 x 6 at \(0, 2\) of 5 x 7, wanted it inside"),
         ((PICTURE, PICTURE, (9, 9), (-1, 0)), r"at \(-1, 0\) of 9 x 9"),
         ((PICTURE, PICTURE, (2**28, 9)), "to 268435456 x 9, wanted sides below"),
+        ((PICTURE, PICTURE, (-(2**63), 10), (1, 0)), r"at \(1, 0\) of -9223372036854775808 x 10, wanted it inside"),
     ],
 )
 def test_wrong_input_is_named(arguments, match):

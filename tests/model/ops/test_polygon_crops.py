@@ -103,6 +103,13 @@ def test_polygons_pass_opcheck():
     torch.library.opcheck(torch.ops.maskray.polygon_crops.default, (*inputs([[ring], [ring, ring + 1]]), 8, 10))
 
 
+def test_objects_that_no_memory_holds_are_refused():
+    side = 2**26 - 1
+    whole = np.array([[0, 0], [side, 0], [side, side], [0, side]], np.float64)
+    with pytest.raises(ValueError, match=r"more than 2\^40 pixels"):
+        polygon_crops(*inputs([[whole]] * 5), side, side)
+
+
 RING = torch.tensor([[0.0, 0.0], [4.0, 0.0], [4.0, 4.0]], dtype=torch.float64)
 ENDS, ONE = torch.tensor([3]), torch.tensor([1])
 
