@@ -73,6 +73,7 @@ class Dataset:
         self.rows_per_shard = np.array([s.rows for s in self.manifest.shards], np.int64)
         self._first_row = np.concatenate([[0], np.cumsum(self.rows_per_shard)]).astype(np.int64)
         self._opened: OrderedDict[int, pa.RecordBatch] = OrderedDict()
+        self._rows: dict[int, records.Rows] = {}  # of opened shards
         self._in_memory: set[int] = set()
         index = _open_index(self._read(self.manifest.index)[0], self._path(self.manifest.index), len(self))
         self.image_ids: npt.NDArray[np.int64] = index.column("image_id").to_numpy()
@@ -110,8 +111,11 @@ class Dataset:
             DatasetError: its shard is missing or does not match the manifest.
             SchemaError: its shard does not hold records.
         """
-        shard, row = self.locate(index)
-        return records.from_table(self.shard(shard), row)
+        number, row = self.locate(index)
+        shard = self.shard(number)
+        if number not in self._rows:
+            self._rows[number] = records.Rows(shard)
+        return self._rows[number][row]
 
     def shard(self, number: int) -> pa.RecordBatch:
         """All rows of one shard; see `record` for what it raises."""
@@ -140,6 +144,7 @@ class Dataset:
                 excess -= length
         for number in closed:
             del self._opened[number]
+            self._rows.pop(number, None)
             self._in_memory.discard(number)
 
     def labelled_keypoints(self) -> npt.NDArray[np.int64]:

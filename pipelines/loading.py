@@ -78,7 +78,8 @@ def collate(samples: Sequence[Sample], images: Images, seeds: Sequence[int], wan
     counts = [len(s.labels) + (0 if s.ignored is None else len(s.ignored)) for s in samples]
     objects = _power_of_two(max(counts), _MIN_OBJECTS)
     mask_bytes = sum(crop.bits.size for sample in samples for crop in sample.masks if crop is not None)
-    data = np.zeros(_power_of_two(mask_bytes, _MIN_MASK_BYTES), np.uint8)
+    data = np.empty(_power_of_two(mask_bytes, _MIN_MASK_BYTES), np.uint8)
+    data[mask_bytes:] = 0
     boxes = np.zeros((batch, objects, 4), np.float32)
     labels = np.zeros((batch, objects), np.int64)
     valid = np.zeros((batch, objects), bool)

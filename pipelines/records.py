@@ -155,30 +155,39 @@ def to_table(records: Sequence[Record]) -> pa.Table:
     return pa.Table.from_arrays([pa.array(columns[f.name], f.type) for f in SCHEMA], schema=SCHEMA)
 
 
+class Rows:
+    """The rows of a table as records, whose columns are looked up once."""
+
+    def __init__(self, table: pa.Table | pa.RecordBatch) -> None:
+        """Take data of `SCHEMA` or an older version; checked by `check_schema` when its file was opened, not here."""
+        self._columns = {name: table.column(name) for name in table.schema.names}
+        self._count = table.num_rows
+
+    def __getitem__(self, row: int) -> Record:
+        """One row as a record; its arrays are copies and stay valid when the table's memory goes.
+
+        Raises:
+            IndexError: not 0 <= row < number of rows.
+        """
+        if not 0 <= row < self._count:
+            raise IndexError(f"row {row} of {self._count}")
+        one = {name: column[row] for name, column in self._columns.items()}
+        return Record(
+            image_id=one["image_id"].as_py(),
+            file_name=one["file_name"].as_py(),
+            image=one["image"].as_py(),
+            sha256=one["sha256"].as_py(),
+            height=one["height"].as_py(),
+            width=one["width"].as_py(),
+            instances=_instances(one),
+            labelled=one["labelled"].as_py(),
+            semantic=one["semantic"].as_py() if "semantic" in one else None,
+        )
+
+
 def from_table(table: pa.Table | pa.RecordBatch, row: int) -> Record:
-    """One row as a record; its arrays are copies and stay valid when the table's memory goes.
-
-    Args:
-        table: data of `SCHEMA` or an older version; checked by `check_schema` when its file was opened, not here.
-        row: 0 <= row < number of rows.
-
-    Raises:
-        IndexError: there is no such row.
-    """
-    if not 0 <= row < table.num_rows:
-        raise IndexError(f"row {row} of {table.num_rows}")
-    one = {name: table.column(name)[row] for name in table.schema.names}
-    return Record(
-        image_id=one["image_id"].as_py(),
-        file_name=one["file_name"].as_py(),
-        image=one["image"].as_py(),
-        sha256=one["sha256"].as_py(),
-        height=one["height"].as_py(),
-        width=one["width"].as_py(),
-        instances=_instances(one),
-        labelled=one["labelled"].as_py(),
-        semantic=one["semantic"].as_py() if "semantic" in one else None,
-    )
+    """`Rows(table)[row]`, where only one is wanted."""
+    return Rows(table)[row]
 
 
 def check_schema(schema: pa.Schema, where: str) -> None:
@@ -234,15 +243,15 @@ def _instances(one: dict[str, pa.Scalar]) -> tuple[Instance, ...]:
 
 
 def _polygons(per_instance: pa.ListArray) -> list[tuple[FloatArray, ...] | None]:
-    # Offsets are absolute positions in `.values` also for a slice, so the two are used together and never
-    # re-based.
+    # Offsets are absolute positions in `.values` also for a slice: those of the whole column.
     rings = per_instance.values
     first = per_instance.offsets.to_numpy()
-    start = rings.offsets.to_numpy()
-    flat = rings.values.to_numpy()
+    start = rings.offsets.to_numpy()[first[0] : first[-1] + 1]
+    flat = rings.values.to_numpy()[start[0] : start[-1]].copy()  # all at once: the rings share it
+    first, start = first - first[0], start - start[0]
     known = per_instance.is_valid().to_numpy(zero_copy_only=False)
     return [
-        tuple(flat[start[r] : start[r + 1]].copy() for r in range(first[i], first[i + 1])) if known[i] else None
+        tuple([flat[start[r] : start[r + 1]] for r in range(first[i], first[i + 1])]) if known[i] else None
         for i in range(len(per_instance))
     ]
 
