@@ -13,6 +13,7 @@
 #include "cpu/parallel.h"
 #include "cpu/roi_inputs.h"
 #include "cpu/roi_taps.h"
+#include "cpu/sums.h"
 
 namespace maskray {
 namespace {
@@ -31,38 +32,35 @@ struct RoiTask {
   int64_t* row_in;     ///< the cell each row buffer holds, -1: none
 };
 
-/// Registers that are summed side by side: two such blocks must fit the 16 registers of AVX2 and SSE, the 32 of AVX-512.
-template <Simd kSimd>
-constexpr int kBlockOf = kSimd == Simd::kAvx512 ? 8 : 4;
+/// The cells of the next bin that this one does not read, asked for in time: pieces of far apart cells are a pattern that
+/// the processor does not foresee.
+template <typename T>
+struct NextBin {
+  const Tap<T>* begin;
+  const Tap<T>* end;
 
-/// Call block(number of registers, partial?, first number, count if partial) until `count` numbers are done.
-template <Simd kSimd, int64_t kLanes, typename F>
-MASKRAY_INLINE void over_numbers(int64_t count, const F& block) {
-  constexpr int kBlock = kBlockOf<kSimd>;
-  int64_t c = 0;
-  for (; c + kBlock * kLanes <= count; c += kBlock * kLanes) {
-    block(std::integral_constant<int, kBlock>{}, std::false_type{}, c, int64_t{0});
-  }
-  for (; c + kLanes <= count; c += kLanes) {
-    block(std::integral_constant<int, 1>{}, std::false_type{}, c, int64_t{0});
-  }
-  if (c < count) {
-    block(std::integral_constant<int, 1>{}, std::true_type{}, c, count - c);
-  }
-}
-
-/// sum[..] = sum over taps of weight x row[cell, channel..].
-template <typename N, int kBlock, bool kPartial, typename Stored>
-MASKRAY_INLINE void sum_columns(const Stored* row, const Tap<typename N::T>* taps, int64_t count, int64_t channels,
-                                int64_t some, typename N::Lanes* sum) {
-  for (int64_t j = 0; j < count; ++j) {
-    const Stored* from = row + taps[j].cell * channels;
-    const typename N::T weight = taps[j].weight;
-    for (int k = 0; k < kBlock; ++k) {
-      sum[k] += load<kPartial, N>(from + k * N::kLanes, some) * weight;
+  NextBin(const TapLists<T>& taps, int64_t bin) {
+    const size_t next = static_cast<size_t>(bin) + 1;
+    const Tap<T>* const all = taps.taps.data();
+    begin = all + taps.first[next];
+    end = next + 1 < taps.first.size() ? all + taps.first[next + 1] : begin;
+    const bool is_empty = taps.first[next - 1] == taps.first[next];
+    while (!is_empty && begin < end && begin->cell <= all[taps.first[next] - 1].cell) {
+      ++begin;
     }
   }
-}
+
+  /// `numbers` of each cell from `row` on.
+  template <int64_t numbers, typename Stored>
+  MASKRAY_INLINE void fetch(const Stored* row, int64_t channels) const {
+    constexpr int64_t kLine = 64 / sizeof(Stored);
+    for (const Tap<T>* tap = begin; tap < end; ++tap) {
+      for (int64_t at = 0; at < numbers; at += kLine) {
+        __builtin_prefetch(row + tap->cell * channels + at);
+      }
+    }
+  }
+};
 
 /// One bin at a time, in registers.
 template <typename Stored>
@@ -85,21 +83,22 @@ struct Direct {
     const int64_t x_count = task.x->first[bx + 1] - task.x->first[bx];
     const int64_t channels = task.channels, row_size = task.width * channels;
     const Stored* image = task.image;
+    const NextBin<typename N::T> next(*task.x, bx);
     Stored* to = task.out + (by * task.bins_x + bx) * channels;
     over_numbers<kSimd, N::kLanes>(
         channels, [&](auto block, auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
-          typename N::Lanes total[block()] = {};
+          Sums<N, block()> total;
           for (int64_t i = 0; i < y_count; ++i) {
-            typename N::Lanes sum[block()] = {};
+            Sums<N, block()> sum;
             const Stored* row = image + y_taps[i].cell * row_size + c;
-            sum_columns<N, block(), partial()>(row, x_taps, x_count, channels, some, sum);
+            next.template fetch<block() * N::kLanes>(row, channels);
+            add_taps<N, block(), partial()>(row, x_taps, x_count, channels, some, sum);
+#pragma GCC unroll 8
             for (int k = 0; k < block(); ++k) {
-              total[k] += sum[k] * y_taps[i].weight;
+              total.lanes[k] += sum.lanes[k] * y_taps[i].weight;
             }
           }
-          for (int k = 0; k < block(); ++k) {
-            store<partial(), N>(to + c + k * N::kLanes, total[k], some);
-          }
+          total.template store_to<N, partial()>(to + c, some);
         });
   }
 };
@@ -126,15 +125,14 @@ struct Buffered {
       Stored* to = task->out + by * row_size;
       over_numbers<kSimd, N::kLanes>(
           row_size, [&](auto block, auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
-            typename N::Lanes total[block()] = {};
+            Sums<N, block()> total;
             for (int64_t i = 0; i < count; ++i) {
+#pragma GCC unroll 8
               for (int k = 0; k < block(); ++k) {
-                total[k] += load<partial(), Row>(rows[i] + c + k * N::kLanes, some) * taps[i].weight;
+                total.lanes[k] += load<partial(), Row>(rows[i] + c + k * N::kLanes, some) * taps[i].weight;
               }
             }
-            for (int k = 0; k < block(); ++k) {
-              store<partial(), N>(to + c + k * N::kLanes, total[k], some);
-            }
+            total.template store_to<N, partial()>(to + c, some);
           });
     }
   }
@@ -170,13 +168,13 @@ struct Buffered {
       const Tap<T>* taps = task.x->taps.data() + task.x->first[bx];
       const int64_t count = task.x->first[bx + 1] - task.x->first[bx];
       T* to = buffer + bx * task.channels;
+      const NextBin<T> next(*task.x, bx);
       over_numbers<kSimd, N::kLanes>(
           task.channels, [&](auto block, auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
-            typename N::Lanes sum[block()] = {};
-            sum_columns<N, block(), partial()>(row + c, taps, count, task.channels, some, sum);
-            for (int k = 0; k < block(); ++k) {
-              store<partial(), Row>(to + c + k * N::kLanes, sum[k], some);
-            }
+            next.template fetch<block() * N::kLanes>(row + c, task.channels);
+            Sums<N, block()> sum;
+            add_taps<N, block(), partial()>(row + c, taps, count, task.channels, some, sum);
+            sum.template store_to<Row, partial()>(to + c, some);
           });
     }
   }

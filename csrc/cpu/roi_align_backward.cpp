@@ -12,6 +12,7 @@
 #include "cpu/parallel.h"
 #include "cpu/roi_inputs.h"
 #include "cpu/roi_taps.h"
+#include "cpu/sums.h"
 
 namespace maskray {
 namespace {
@@ -34,21 +35,6 @@ struct BandTask {
   int64_t first_row, last_row;  ///< rows of the map in the band, half open
   int64_t width, channels, bins_x;
 };
-
-/// Loads and stores of one register, or of its first `some` numbers.
-template <typename N, typename From>
-MASKRAY_INLINE typename N::Lanes load(const From* from, int64_t some) {
-  return some < N::kLanes ? N::load_some(from, some) : N::load(from);
-}
-
-template <typename N, typename To>
-MASKRAY_INLINE void store(To* to, const typename N::Lanes& lanes, int64_t some) {
-  if (some < N::kLanes) {
-    N::store_some(to, lanes, some);
-  } else {
-    N::store(to, lanes);
-  }
-}
 
 template <typename Stored>
 struct AddRoi {
@@ -83,27 +69,28 @@ struct AddRoi {
   static MASKRAY_INLINE void gather_row(const BandTask<Stored>& task, const Tap<T>* taps, int64_t num_taps) {
     using N = Numbers<Stored, kSimd>;
     const int64_t size = task.bins_x * task.channels;
-    for (int64_t c = 0; c < size; c += N::kLanes) {
-      typename N::Lanes sum = load<N>(task.grad + taps[0].cell * size + c, size - c) * taps[0].weight;
-      for (int64_t i = 1; i < num_taps; ++i) {
-        sum += load<N>(task.grad + taps[i].cell * size + c, size - c) * taps[i].weight;
-      }
-      store<Numbers<T, kSimd>>(task.bins + c, sum, size - c);
-    }
+    over_numbers<kSimd, N::kLanes>(
+        size, [&](auto block, auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
+          Sums<N, block()> sum;
+          add_taps<N, block(), partial()>(task.grad + c, taps, num_taps, size, some, sum);
+          sum.template store_to<Numbers<T, kSimd>, partial()>(task.bins + c, some);
+        });
   }
 
   /// cell[0..channels) += sum over the cell's taps of weight x bins.
   template <Simd kSimd>
   static MASKRAY_INLINE void add_cell(T* cell, const T* bins, const Tap<T>* taps, int64_t num_taps, int64_t channels) {
     using N = Numbers<T, kSimd>;
-    for (int64_t c = 0; c < channels; c += N::kLanes) {
-      const int64_t some = channels - c;
-      typename N::Lanes sum = load<N>(bins + taps[0].cell * channels + c, some) * taps[0].weight;
-      for (int64_t i = 1; i < num_taps; ++i) {
-        sum += load<N>(bins + taps[i].cell * channels + c, some) * taps[i].weight;
-      }
-      store<N>(cell + c, load<N>(cell + c, some) + sum, some);
-    }
+    over_numbers<kSimd, N::kLanes>(
+        channels, [&](auto block, auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
+          Sums<N, block()> sum;
+          add_taps<N, block(), partial()>(bins + c, taps, num_taps, channels, some, sum);
+#pragma GCC unroll 8
+          for (int k = 0; k < block(); ++k) {
+            sum.lanes[k] = load<partial(), N>(cell + c + k * N::kLanes, some) + sum.lanes[k];
+          }
+          sum.template store_to<N, partial()>(cell + c, some);
+        });
   }
 };
 
@@ -113,9 +100,14 @@ struct NarrowBand {
   template <Simd kSimd>
   static MASKRAY_INLINE void run(const float* from, Stored* to, int64_t count) {
     using N = Numbers<Stored, kSimd>;
-    for (int64_t i = 0; i < count; i += N::kLanes) {
-      store<N>(to + i, load<Numbers<float, kSimd>>(from + i, count - i), count - i);
-    }
+    over_numbers<kSimd, N::kLanes>(
+        count, [&](auto block, auto partial, int64_t i, int64_t some) MASKRAY_LAMBDA_INLINE {
+#pragma GCC unroll 8
+          for (int k = 0; k < block(); ++k) {
+            const int64_t at = i + k * N::kLanes;
+            store<partial(), N>(to + at, load<partial(), Numbers<float, kSimd>>(from + at, some), some);
+          }
+        });
   }
 };
 
