@@ -13,6 +13,9 @@ namespace {
 Simd best() {
 #ifdef MASKRAY_X86
   __builtin_cpu_init();
+  if (!__builtin_cpu_supports("fma")) {  // which the wider variants use as well
+    return Simd::kBase;
+  }
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
       __builtin_cpu_supports("avx512vl")) {
     return Simd::kAvx512;

@@ -10,6 +10,7 @@
 #include <type_traits>
 
 #include "cpu/lanes.h"
+#include "cpu/products.h"
 #include "cpu/winograd_steps.h"
 
 namespace maskray {
@@ -23,16 +24,20 @@ struct Tiling {
         tiles_y((height + kStep - 1) / kStep), tiles_x((width + kStep - 1) / kStep) {}
 
   int64_t tiles() const { return images * tiles_y * tiles_x; }
+
+  /// Numbers before the image that a tile is of.
+  int64_t image_of(int64_t tile) const { return tile / (tiles_y * tiles_x) * height * width * channels; }
 };
 
 /// One tile between a map and the transformed tiles of a block.
 struct TileTask {
-  const float* from;  ///< map's image, or first product of the tile
-  float* to;          ///< first product of the tile, or map's image
+  const float* from;  ///< map's image, or block
+  float* to;          ///< block, or map's image
   const float* bias;  ///< [channels], or null
   int64_t channels, height, width;
-  int64_t y, x;       ///< the tile's first output
-  int64_t plane;      ///< numbers between a tile's products: tiles of the block x channels
+  int64_t y, x;         ///< the tile's first output
+  int64_t tile, tiles;  ///< its number in the block, and how many are there
+  int64_t plane;        ///< numbers between a tile's products
 };
 
 /// Call lanes(partial?, first channel, count if partial).
@@ -47,8 +52,9 @@ MASKRAY_INLINE void over_channels(int64_t channels, const F& lanes) {
   }
 }
 
-/// A tile of the map, zero outside, transformed along both axes.
-template <typename Step>
+/// A tile of the map, zero outside, transformed along both axes; in the block as a row of channels, or packed for a product
+/// over the tiles.
+template <typename Step, bool kPacked>
 struct Transform {
   template <Simd kSimd>
   static MASKRAY_INLINE void run(const TileTask* task) {
@@ -72,8 +78,10 @@ struct Transform {
       for (int i = 0; i < kSide; ++i) {
         Step::apply(half + i * kIn, 1, out + i * kSide, 1);
       }
+      float* const to = task->to + (kPacked ? packed_at<kSimd>(c, task->tiles) + task->tile * kPanel<kSimd>
+                                            : task->tile * task->channels + c);
       for (int k = 0; k < kProducts; ++k) {
-        store<partial(), N>(task->to + k * task->plane + c, out[k], some);
+        store<partial(), N>(to + k * task->plane, out[k], some);
       }
     });
   }
@@ -90,7 +98,7 @@ struct Inverse {
     over_channels<N::kLanes>(task->channels, [&](auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
       Lanes in[kProducts], half[kStep * kSide], out[kStep * kStep];
       for (int k = 0; k < kProducts; ++k) {
-        in[k] = load<partial(), N>(task->from + k * task->plane + c, some);
+        in[k] = load<partial(), N>(task->from + k * task->plane + task->tile * task->channels + c, some);
       }
       for (int j = 0; j < kSide; ++j) {
         ToOutput::apply(in + j, kSide, half + j, kSide);
@@ -109,26 +117,28 @@ struct Inverse {
   }
 };
 
-/// The filters of one output channel: taps [3, 3, channels] beside factors [36][.., channels].
-struct FilterTask {
+/// Filters of one input channel: taps [9, step] of some output channels beside factors [36], packed for a product over inputs.
+struct FactorTask {
   const float* from;
+  int64_t step;     ///< numbers between taps
   float* to;
-  int64_t channels;
-  int64_t plane;   ///< numbers between factors of a channel
-  bool is_turned;  ///< by half a turn, as the gradient of the inputs wants them
+  int64_t input, inputs;   ///< the input channel, and how many there are
+  int64_t output, outputs; ///< the first output channel, and how many are done
+  int64_t plane;    ///< numbers between factors
+  bool is_turned;   ///< by half a turn, as the gradient of the inputs wants them
 };
 
 /// Taps to factors.
 struct Factors {
   template <Simd kSimd>
-  static MASKRAY_INLINE void run(const FilterTask* task) {
+  static MASKRAY_INLINE void run(const FactorTask* task) {
     using N = Numbers<float, kSimd>;
     using Lanes = typename N::Lanes;
-    over_channels<N::kLanes>(task->channels, [&](auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
+    over_channels<N::kLanes>(task->outputs, [&](auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
       Lanes in[kTaps * kTaps], half[kSide * kTaps], out[kProducts];
       for (int k = 0; k < kTaps * kTaps; ++k) {
         const int tap = task->is_turned ? kTaps * kTaps - 1 - k : k;
-        in[k] = load<partial(), N>(task->from + tap * task->channels + c, some);
+        in[k] = load<partial(), N>(task->from + tap * task->step + c, some);
       }
       for (int j = 0; j < kTaps; ++j) {
         OfFilter::apply(in + j, kTaps, half + j, kTaps);
@@ -136,11 +146,21 @@ struct Factors {
       for (int i = 0; i < kSide; ++i) {
         OfFilter::apply(half + i * kTaps, 1, out + i * kSide, 1);
       }
+      float* const to =
+          task->to + packed_at<kSimd>(task->output + c, task->inputs) + task->input * kPanel<kSimd>;
       for (int k = 0; k < kProducts; ++k) {
-        store<partial(), N>(task->to + k * task->plane + c, out[k], some);
+        store<partial(), N>(to + k * task->plane, out[k], some);
       }
     });
   }
+};
+
+/// The filters of one output channel: gradients of factors [36][.., channels] beside those of taps [3, 3, channels].
+struct FilterTask {
+  const float* from;
+  float* to;
+  int64_t channels;
+  int64_t plane;  ///< numbers between factors of a channel
 };
 
 /// Gradients of factors to those of taps.

@@ -3,6 +3,7 @@
 N maps, C channels in, K channels out.  On a GPU and in 16 bits this is torch's convolution.
 """
 
+import platform
 from typing import Any, cast
 
 import torch
@@ -14,11 +15,13 @@ from model.ops import extension
 Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Stride, padding and dilation, each along y and x."""
 
-_MIN_CHANNELS = 128
+_MIN_CHANNELS = 64
 _MIN_CELLS = 512
 """Cells of all maps together; below either bound the transforms save little or nothing."""
 
 extension.load()
+
+_HAS_FUSED = platform.machine() not in ("x86_64", "AMD64") or torch.ops.maskray.simd_variants() > 1
 
 
 def conv2d(
@@ -34,8 +37,8 @@ def conv2d(
 
     Large float32 maps on a CPU go through Winograd's F(4 x 4, 3 x 3) where the filters are 3 x 3 with stride, padding
     and dilation 1: a quarter of the multiplications, forward and backward, and results four times as far from the
-    exact ones as those of torch (up to 1e-5 of the largest). They are the same from run to run, with one number of
-    threads.
+    exact ones as those of torch (up to 1e-5 of the largest). They are the same from run to run, with any number of
+    threads, on every machine that has fused multiply-adds; the others (x86-64 before AVX2) leave it to torch.
 
     Args:
         x: [N, C, H, W].
@@ -63,7 +66,7 @@ def _pays(x: Tensor, weight: Tensor) -> bool:
     """Whether Winograd's way is faster."""
     outputs, inputs = weight.shape[:2]
     is_large = x.shape[0] * x.shape[2] * x.shape[3] >= _MIN_CELLS
-    return x.shape[1] == inputs and min(inputs, outputs) >= _MIN_CHANNELS and is_large
+    return _HAS_FUSED and x.shape[1] == inputs and min(inputs, outputs) >= _MIN_CHANNELS and is_large
 
 
 class _Conv2d(torch.autograd.Function):
