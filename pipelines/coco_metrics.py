@@ -1,9 +1,8 @@
 """COCO average precision: the one place that calls COCOeval, in its fast form, quietly and on checked input."""
 
 import contextlib
-import gc
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -11,6 +10,7 @@ import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
 from pipelines.coco_rows import GroundTruth, Kind, Row, result_rows, truth_rows
+from pipelines.collection import no_collection
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def _measured(
     ground_truth: GroundTruth | Mapping[str, Any], results: Sequence[Mapping[str, Any]], kind: Kind
 ) -> tuple[list[float], dict[str, float], COCOeval_faster]:
     truth = ground_truth if isinstance(ground_truth, GroundTruth) else GroundTruth.from_coco(ground_truth)
-    with _no_collection():
+    with no_collection():
         wanted, found = truth_rows(truth, kind), result_rows(results, truth, kind)
         run = COCOeval_faster(_index(truth, wanted), _index(truth, found), kind, print_function=_silent)
         run.evaluate()
@@ -183,18 +183,6 @@ def _measured(
     with contextlib.redirect_stdout(io.StringIO()):
         run.summarize()
     return [float(value) for value in run.stats], _per_class(run, truth.classes), run
-
-
-@contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
-    """Without Python's search for cycles: rows by the million make it look at all of them again and again."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
 
 
 def _silent(*_: object) -> None:

@@ -8,6 +8,7 @@ with a run of zeros.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -54,9 +55,11 @@ def validate_rle(counts: object, height: int, width: int) -> bytes:
         raise MaskError(f"run {int(runs.argmin())} is {int(runs.min())}, wanted >= 0")
     if runs.max() > height * width or int(runs.sum()) != height * width:
         raise MaskError(f"runs sum to {int(runs.sum())}, wanted {height} x {width} = {height * width}")
-    if not isinstance(counts, list | tuple) and runs[1:].all():
-        return counts if isinstance(counts, bytes) else counts.encode("ascii")  # parsed, so canonical but for its runs
-    return format_counts(_without_empty_runs(runs))
+    if not runs[1:].all():
+        return format_counts(_without_empty_runs(runs))
+    if isinstance(counts, list | tuple):
+        return format_counts(runs)
+    return counts if isinstance(counts, bytes) else counts.encode("ascii")  # parsed, so canonical but for its runs
 
 
 def parse_counts(text: str | bytes) -> IntArray:
@@ -211,8 +214,11 @@ def described(value: object) -> str:
 
 
 def _listed_runs(counts: Sequence[object], pixels: int) -> IntArray:
-    if {int}.issuperset(map(type, counts)) and counts and min(counts) >= 0 and max(counts) <= pixels:  # type: ignore[type-var,operator]
-        return np.array(counts, np.int64)
+    if {int}.issuperset(map(type, counts)) and counts:  # nearly always
+        with contextlib.suppress(OverflowError):
+            runs = np.array(counts, np.int64)
+            if runs.min() >= 0 and runs.max() <= pixels:
+                return runs
     for position, value in enumerate(counts):
         if not isinstance(value, int) or isinstance(value, bool):
             raise MaskError(f"run {position} is {described(value)}, wanted an integer")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
@@ -64,8 +66,8 @@ def _ring(raw: object, height: int, width: int) -> FloatArray:
     except OverflowError as error:
         raise MaskError("a ring holds numbers that do not fit 64 bits") from error
     near = min(height, width)
-    # Written so that NaN fails.
-    if ring.size and not (np.minimum.reduce(ring) >= -near and np.maximum.reduce(ring) <= 2 * near):
+    # On the list, since most rings are short. With a NaN the sum is none either, and min and max mean nothing.
+    if raw and not (math.isfinite(sum(raw)) and min(raw) >= -near and max(raw) <= 2 * near):
         _check_reach(ring, height, width)
     return ring
 

@@ -21,6 +21,9 @@ from ray.experimental.internal_kv import _internal_kv_get
 
 _GROW_WITHIN_S = 1200.0  # a cloud's machine comes within minutes, or there is none to be had
 _SAY_EVERY_S = 60.0
+_STARTS = 3
+_STARTED_LATE = "timed out during startup"
+_QUIET = {"logging_level": logging.ERROR, "log_to_driver": False}
 
 
 class RayError(ValueError):
@@ -47,26 +50,20 @@ def ray_session(
         dashboard: a local Ray has its dashboard, on the loopback.
 
     Raises:
-        RayError: no cluster at the address.
+        RayError: no cluster at the address, or a local Ray that does not start.
     """
     if ray.is_initialized():
         yield
         return
     address = address or os.environ.get("RAY_ADDRESS")
-    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
     try:
         with _native_notices_hidden():
             if address and address != "local":
-                ray.init(address=address, **quiet)
+                ray.init(address=address, **_QUIET)
             else:
-                ray.init(
-                    address="local",
-                    num_cpus=num_cpus,
-                    object_store_memory=object_store_memory,
-                    include_dashboard=dashboard,
-                    dashboard_host="127.0.0.1",
-                    **quiet,
-                )
+                _start_here(num_cpus, object_store_memory, dashboard)
+    except RayError:
+        raise
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise RayError(
@@ -76,6 +73,32 @@ def ray_session(
         yield
     finally:
         ray.shutdown()
+
+
+def _start_here(num_cpus: int | None, object_store_memory: int | None, dashboard: bool) -> None:
+    """Start Ray on this machine; a busy one gets more than the half minute that Ray gives its processes to appear.
+
+    Raises:
+        RayError: they have not appeared in three times that.
+    """
+    for _ in range(_STARTS):
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                object_store_memory=object_store_memory,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                **_QUIET,
+            )
+            return
+        except Exception as error:  # of no type of its own
+            if _STARTED_LATE not in str(error):
+                raise
+    raise RayError(
+        f"Ray did not start on this machine in {_STARTS} tries of half a minute: it is too busy, or short of memory; "
+        "stop other work, or use a cluster (--address)"
+    )
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 from pyarrow import fs as pafs
 
 from pipelines import careful, check, commit, dataset_writer, records, rejections, shards, source_index, storage
+from pipelines.collection import no_collection
 from pipelines.manifest import ShardInfo
 from pipelines.rejections import Reason, Rejection
 from pipelines.source_index import RawRow
@@ -128,7 +129,7 @@ def make_shard(
     died_before = storage.is_file(filesystem, note)
     if not died_before:
         commit.write_file(filesystem, note, b"", faults=faults)
-    with careful.CarefulJudge(judge) as in_own_process:
+    with no_collection(), careful.CarefulJudge(judge) as in_own_process:
         outcomes = list(_outcomes(task, rows, in_own_process if died_before else judge))
     storage.delete_file(filesystem, note)
     kept: list[records.Record] = []

@@ -44,7 +44,7 @@ model.convert.architecture | model.convert.strict | model.convert.transfer
 model.convert.description | model.convert.mmdetection_config
 model.convert | model.convert.origins
 
-pipelines.secrets | pipelines.attempts
+pipelines.secrets | pipelines.attempts | pipelines.collection
 pipelines.storage | pipelines.records | pipelines.rejections | pipelines.decode | pipelines.masks | pipelines.order
     | pipelines.array_pickle | pipelines.shard_cache | pipelines.making
     | pipelines.geometry | pipelines.optim | pipelines.draw | pipelines.charts | pipelines.outlines

@@ -139,7 +139,9 @@ def test_a_worker_killed_and_a_worker_stopped_cost_nothing(whole, data, tmp_path
     assert checkpoints.load(str(tmp_path)).hash == checkpoints.load(str(whole[0])).hash
     told = capfd.readouterr().err
     assert re.search(r"worker \d died: .*; the workers start again from step \d", told)
-    assert re.search(r"worker \d \(process \d+ on .*\) was silent for .* s at step \d+, in its \w+ phase: it was", told)
+    is_late = "start again from step 12" in told  # on a busy machine the signal may come when all steps are done
+    silent = r"worker \d \(process \d+ on .*\) was silent for .* s at step \d+, in its \w+ phase: it was"
+    assert is_late or re.search(silent, told)
 
 
 @pytest.mark.parametrize("at", soaked([2], range(1, 11)))

@@ -37,6 +37,28 @@ def test_no_cluster_at_an_address(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("late", [0, 2, 3])
+def test_a_busy_machine_gets_more_time_to_start(monkeypatch, late):
+    tries = []
+
+    def start(**settings):
+        tries.append(settings)
+        if len(tries) <= late:
+            raise Exception("The current node timed out during startup. This could happen because")
+
+    monkeypatch.setattr(ray, "init", start)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if late < 3:
+        with ray_session(num_cpus=1):
+            assert len(tries) == late + 1
+        return
+    with (
+        pytest.raises(RayError, match="Ray did not start on this machine in 3 tries .*: it is too busy"),
+        ray_session(),
+    ):
+        pass
+
+
 MACHINES = [
     {"Alive": True, "Resources": {"CPU": 8.0, "GPU": 2.0}},
     {"Alive": True, "Resources": {"CPU": 3.0}},

@@ -43,7 +43,7 @@ def assert_same(one, other):
         if name != "instances":
             assert getattr(other, name) == value
     for a, b in zip(one.instances, other.instances, strict=True):
-        for name, value in vars(a).items():
+        for name, value in a._asdict().items():
             np.testing.assert_equal(getattr(b, name), value)
 
 
