@@ -53,7 +53,7 @@ def test_a_busy_machine_gets_more_time_to_start(monkeypatch, late):
             assert len(tries) == late + 1
         return
     with (
-        pytest.raises(RayError, match="Ray did not start on this machine in 3 tries .*: it is too busy"),
+        pytest.raises(RayError, match=r"Ray did not start on this machine in 3 tries .*: it is too busy"),
         ray_session(),
     ):
         pass
