@@ -93,10 +93,7 @@ struct Direct {
             const Stored* row = image + y_taps[i].cell * row_size + c;
             next.template fetch<block() * N::kLanes>(row, channels);
             add_taps<N, block(), partial()>(row, x_taps, x_count, channels, some, sum);
-#pragma GCC unroll 8
-            for (int k = 0; k < block(); ++k) {
-              total.lanes[k] += sum.lanes[k] * y_taps[i].weight;
-            }
+            total.add(sum, y_taps[i].weight);
           }
           total.template store_to<N, partial()>(to + c, some);
         });
@@ -127,10 +124,7 @@ struct Buffered {
           row_size, [&](auto block, auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
             Sums<N, block()> total;
             for (int64_t i = 0; i < count; ++i) {
-#pragma GCC unroll 8
-              for (int k = 0; k < block(); ++k) {
-                total.lanes[k] += load<partial(), Row>(rows[i] + c + k * N::kLanes, some) * taps[i].weight;
-              }
+              total.template add<Row, partial()>(rows[i] + c, some, taps[i].weight);
             }
             total.template store_to<N, partial()>(to + c, some);
           });

@@ -85,11 +85,7 @@ struct AddRoi {
         channels, [&](auto block, auto partial, int64_t c, int64_t some) MASKRAY_LAMBDA_INLINE {
           Sums<N, block()> sum;
           add_taps<N, block(), partial()>(bins + c, taps, num_taps, channels, some, sum);
-#pragma GCC unroll 8
-          for (int k = 0; k < block(); ++k) {
-            sum.lanes[k] = load<partial(), N>(cell + c + k * N::kLanes, some) + sum.lanes[k];
-          }
-          sum.template store_to<N, partial()>(cell + c, some);
+          sum.template add_to<partial()>(cell + c, some);
         });
   }
 };
@@ -102,7 +98,6 @@ struct NarrowBand {
     using N = Numbers<Stored, kSimd>;
     over_numbers<kSimd, N::kLanes>(
         count, [&](auto block, auto partial, int64_t i, int64_t some) MASKRAY_LAMBDA_INLINE {
-#pragma GCC unroll 8
           for (int k = 0; k < block(); ++k) {
             const int64_t at = i + k * N::kLanes;
             store<partial(), N>(to + at, load<partial(), Numbers<float, kSimd>>(from + at, some), some);

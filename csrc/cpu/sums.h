@@ -39,11 +39,33 @@ struct Sums {
       lanes[k] = typename N::Lanes{};
     }
   }
+  /// += weight x the numbers from `from` on, read as N or any other As with its lanes.
+  template <typename As, bool kPartial, typename Stored>
+  MASKRAY_INLINE void add(const Stored* from, int64_t some, typename N::T weight) {
+#pragma GCC unroll 8
+    for (int k = 0; k < kBlock; ++k) {
+      lanes[k] += load<kPartial, As>(from + k * N::kLanes, some) * weight;
+    }
+  }
+  MASKRAY_INLINE void add(const Sums& other, typename N::T weight) {
+#pragma GCC unroll 8
+    for (int k = 0; k < kBlock; ++k) {
+      lanes[k] += other.lanes[k] * weight;
+    }
+  }
   template <typename As, bool kPartial, typename Stored>
   MASKRAY_INLINE void store_to(Stored* to, int64_t some) const {
 #pragma GCC unroll 8
     for (int k = 0; k < kBlock; ++k) {
       store<kPartial, As>(to + k * N::kLanes, lanes[k], some);
+    }
+  }
+  /// `to` += the sums.
+  template <bool kPartial>
+  MASKRAY_INLINE void add_to(typename N::T* to, int64_t some) const {
+#pragma GCC unroll 8
+    for (int k = 0; k < kBlock; ++k) {
+      store<kPartial, N>(to + k * N::kLanes, load<kPartial, N>(to + k * N::kLanes, some) + lanes[k], some);
     }
   }
 };
@@ -53,12 +75,7 @@ template <typename N, int kBlock, bool kPartial, typename Stored>
 MASKRAY_INLINE void add_taps(const Stored* from, const Tap<typename N::T>* taps, int64_t count, int64_t stride,
                              int64_t some, Sums<N, kBlock>& sum) {
   for (int64_t j = 0; j < count; ++j) {
-    const Stored* cell = from + taps[j].cell * stride;
-    const typename N::T weight = taps[j].weight;
-#pragma GCC unroll 8
-    for (int k = 0; k < kBlock; ++k) {
-      sum.lanes[k] += load<kPartial, N>(cell + k * N::kLanes, some) * weight;
-    }
+    sum.template add<N, kPartial>(from + taps[j].cell * stride, some, taps[j].weight);
   }
 }
 
