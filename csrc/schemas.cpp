@@ -6,7 +6,7 @@
 namespace {
 
 /// Version of the operators' interface; model/ops/extension.py refuses a library with another one.
-int64_t version() { return 3; }
+int64_t version() { return 4; }
 
 /// Whether this build has the CUDA kernels.
 bool has_cuda() {
@@ -42,6 +42,7 @@ STABLE_TORCH_LIBRARY(maskray, m) {
   m.def("rle_areas(Tensor counts, Tensor ends, Tensor pixels) -> Tensor");
   m.def(
       "resize_bytes(Tensor picture, Tensor(a!) out, int height, int width, int top, int left, bool mirrored) -> ()");
+  m.def("pointwise_conv(Tensor x, Tensor filters, Tensor? bias) -> Tensor");
   m.def("winograd_conv(Tensor x, Tensor filters, Tensor? bias, bool transposed) -> Tensor");
   m.def("winograd_filter_grad(Tensor x, Tensor grad) -> Tensor");
 }

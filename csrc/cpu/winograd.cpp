@@ -14,7 +14,7 @@
 #include <optional>
 
 #include "check.h"
-#include "cpu/huge_pages.h"
+#include "cpu/maps.h"
 #include "cpu/parallel.h"
 #include "cpu/products.h"
 #include "cpu/winograd_tiles.h"
@@ -86,17 +86,6 @@ int64_t tiles_a_piece(int64_t all) {
   const int64_t rounds = (all + kMost * threads - 1) / (kMost * threads);
   const int64_t share = (all + rounds * threads - 1) / (rounds * threads);
   return std::min(kMost, (share + kRows - 1) / kRows * kRows);
-}
-
-Tensor channels_last(const Tensor& map) {
-  return torch::stable::contiguous(map, torch::headeronly::MemoryFormat::ChannelsLast);
-}
-
-Tensor empty_map(int64_t images, int64_t channels, int64_t height, int64_t width) {
-  Tensor map = torch::stable::empty({images, channels, height, width}, ScalarType::Float, std::nullopt, std::nullopt,
-                                    std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-  prefer_huge_pages(map.mutable_data_ptr(), static_cast<size_t>(map.numel()) * sizeof(float));
-  return map;
 }
 
 /// Factors [36] of filters [K, C, 3, 3], each packed for a product over C with K columns.

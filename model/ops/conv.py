@@ -1,6 +1,6 @@
-"""Convolution that is fast on a CPU: 3 x 3 ones by Winograd's minimal filtering, all others as torch does them.
+"""Convolution that is fast on a CPU: 3 x 3 ones by Winograd's minimal filtering, 1 x 1 ones by a product of our own.
 
-N maps, C channels in, K channels out.  On a GPU and in 16 bits this is torch's convolution.
+N maps, C channels in, K channels out.  All others, and all on a GPU and in 16 bits, are torch's convolution.
 """
 
 import platform
@@ -16,8 +16,8 @@ Geometry = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 """Stride, padding and dilation, each along y and x."""
 
 _MIN_CHANNELS = 64
-_MIN_CELLS = 512
-"""Cells of all maps together; below either bound the transforms save little or nothing."""
+_MIN_CELLS, _MIN_ROWS = 512, 2048
+"""Cells of all maps together, of 3 x 3 and 1 x 1 filters; below these bounds our ways save little or nothing."""
 
 extension.load()
 
@@ -37,8 +37,9 @@ def conv2d(
 
     Large float32 maps on a CPU go through Winograd's F(4 x 4, 3 x 3) where the filters are 3 x 3 with stride, padding
     and dilation 1: a quarter of the multiplications, forward and backward, and results four times as far from the
-    exact ones as those of torch (up to 1e-5 of the largest). They are the same from run to run, with any number of
-    threads, on every machine that has fused multiply-adds; the others (x86-64 before AVX2) leave it to torch.
+    exact ones as those of torch (up to 1e-5 of the largest). Maps under 1 x 1 filters are one matrix product. Both are
+    the same from run to run, with any number of threads, on every machine that has fused multiply-adds; the others
+    (x86-64 before AVX2) leave it to torch.
 
     Args:
         x: [N, C, H, W].
@@ -50,23 +51,25 @@ def conv2d(
         groups: Of channels.
 
     Returns:
-        [N, K, H', W'], channels last where Winograd's way was taken.
+        [N, K, H', W'], channels last where one of our ways was taken.
     """
-    geometry = (stride, padding, dilation)
-    is_plain = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and x.dim() == 4
-    if is_plain and not torch.is_autocast_enabled("cpu") and weight.shape[2:] == (3, 3):
-        if groups == 1 and geometry == ((1, 1), (1, 1), (1, 1)) and _pays(x, weight):
+    if x.device.type != "cpu" or not x.dtype == weight.dtype == torch.float32 or torch.is_autocast_enabled("cpu"):
+        return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+    kernel = tuple(weight.shape[2:])
+    if stride == dilation == (1, 1) and groups == 1 and _has_channels(x, weight):
+        cells = x.shape[0] * x.shape[2] * x.shape[3]
+        if kernel == (1, 1) and padding == (0, 0) and cells >= _MIN_ROWS:
+            return cast(Tensor, torch.ops.maskray.pointwise_conv(x, weight, bias))
+        if kernel == (3, 3) and padding == (1, 1) and cells >= _MIN_CELLS and weight.shape[0] >= _MIN_CHANNELS:
             return cast(Tensor, torch.ops.maskray.winograd_conv(x, weight, bias, False))
-        if torch.is_grad_enabled() and weight.requires_grad:
-            return cast(Tensor, _Conv2d.apply(x, weight, bias, *geometry, groups))
+    if kernel == (3, 3) and torch.is_grad_enabled() and weight.requires_grad and x.dim() == 4:
+        return cast(Tensor, _Conv2d.apply(x, weight, bias, stride, padding, dilation, groups))
     return F.conv2d(x, weight, bias, stride, padding, dilation, groups)
 
 
-def _pays(x: Tensor, weight: Tensor) -> bool:
-    """Whether Winograd's way is faster."""
-    outputs, inputs = weight.shape[:2]
-    is_large = x.shape[0] * x.shape[2] * x.shape[3] >= _MIN_CELLS
-    return _HAS_FUSED and x.shape[1] == inputs and min(inputs, outputs) >= _MIN_CHANNELS and is_large
+def _has_channels(x: Tensor, weight: Tensor) -> bool:
+    """Whether there are enough channels to earn back what it costs to prepare the filters."""
+    return _HAS_FUSED and x.dim() == 4 and x.shape[1] == weight.shape[1] >= _MIN_CHANNELS
 
 
 class _Conv2d(torch.autograd.Function):
@@ -140,6 +143,29 @@ def _differentiate(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None
     return of_x, of_filters, grad.sum((0, 2, 3)) if ctx.has_bias and wants_bias else None, None
 
 
+def _pointwise_fake(x: Tensor, filters: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((x.shape[0], filters.shape[0], *x.shape[2:])).to(memory_format=torch.channels_last)
+
+
+def _save_pointwise(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, filters, bias = inputs
+    ctx.save_for_backward(x, filters)
+    ctx.has_bias = bias is not None
+
+
+def _differentiate_pointwise(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    x, filters = ctx.saved_tensors
+    wants_x, wants_filters, wants_bias = ctx.needs_input_grad
+    of_x = torch.ops.maskray.pointwise_conv(grad, filters.transpose(0, 1), None) if wants_x else None
+    of_filters = None
+    if wants_filters:
+        rows, seen = (m.permute(0, 2, 3, 1).reshape(-1, m.shape[1]) for m in (grad, x))
+        of_filters = (rows.t() @ seen)[:, :, None, None]
+    return of_x, of_filters, grad.sum((0, 2, 3)) if ctx.has_bias and wants_bias else None
+
+
+torch.library.register_autograd("maskray::pointwise_conv", _differentiate_pointwise, setup_context=_save_pointwise)
+torch.library.register_fake("maskray::pointwise_conv", _pointwise_fake)
 torch.library.register_autograd("maskray::winograd_conv", _differentiate, setup_context=_save)
 torch.library.register_fake("maskray::winograd_conv", _winograd_fake)
 torch.library.register_fake("maskray::winograd_filter_grad", _filter_grad_fake)

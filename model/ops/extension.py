@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-VERSION = 3
+VERSION = 4
 """Interface version of the operators; ``csrc/schemas.cpp`` states the same number."""
 
 ERROR_PREFIX = "maskray: "

@@ -12,6 +12,7 @@ from model.ops.conv import Conv2d, conv2d
 ONE = (1, 1)
 winograd = torch.ops.maskray.winograd_conv
 filter_grad = torch.ops.maskray.winograd_filter_grad
+pointwise = torch.ops.maskray.pointwise_conv
 
 
 def inputs(images, channels, height, width, outputs, seed=0):
@@ -154,7 +155,50 @@ def test_groups_and_other_types_are_torch_s():
         assert conv2d(x, weight, bias, padding=ONE).dtype is torch.bfloat16
 
 
+@pytest.mark.parametrize(
+    "size", [(1, 64, 50, 41, 3), (2, 70, 31, 40, 97), (3, 300, 32, 33, 64), (1, 512, 48, 43, 33)], ids=str
+)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_filters_of_one_cell(size, has_bias):
+    x, weight, bias = inputs(*size)
+    weight, bias = weight[:, :, :1, :1].contiguous(), bias if has_bias else None
+    leaves = [value.requires_grad_() for value in (x, weight, bias) if value is not None]
+    found = conv2d(x, weight, bias)
+    assert "pointwise" in found.grad_fn.name()
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    grad = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    exact = [value.detach().double().requires_grad_() for value in leaves]
+    wanted = F.conv2d(*exact)
+    for one, other in zip(
+        (found, *torch.autograd.grad(found, leaves, grad)),
+        (wanted, *torch.autograd.grad(wanted, exact, grad.double())),
+        strict=True,
+    ):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_filters_of_one_cell_have_the_same_bits_everywhere(use_simd):
+    x, weight, bias = inputs(2, 290, 33, 32, 77)
+    weight = weight[:, :, :1, :1]
+    first = pointwise(x, weight, bias)
+    for variant in range(torch.ops.maskray.simd_variants()):
+        use_simd(variant)
+        assert torch.equal(pointwise(x, weight, bias), first)
+    assert torch.equal(pointwise(x.contiguous(), weight.contiguous(), bias), first)
+    assert torch.equal(pointwise(x[1:, :, 7:9], weight, bias), first[1:, :, 7:9])
+    assert pointwise(x[:0], weight, bias).shape == (0, 77, 33, 32)
+    with pytest.raises(ValueError, match="the map has 290 channels, the filters are for 32: give maps of that width"):
+        extension.call(pointwise, x, weight[:, :32], None)
+
+
 def test_operators_keep_their_promises():
+    x, weight, bias = (value.requires_grad_() for value in inputs(1, 64, 9, 10, 64))
+    torch.library.opcheck(pointwise, (x, weight[:, :, :1, :1], bias))
+    torch.library.opcheck(pointwise, (x, weight[:, :, :1, :1], None))
+
+
+def test_winograd_s_operators_keep_their_promises():
     x, weight, bias = (value.requires_grad_() for value in inputs(1, 64, 9, 10, 64))
     torch.library.opcheck(winograd, (x, weight, bias, False))
     torch.library.opcheck(winograd, (x, weight, None, True))
