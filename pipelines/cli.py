@@ -113,11 +113,11 @@ def _train(arguments: Sequence[str]) -> None:
     if result.model:
         show(f"registered: {result.model}")
     if config.val:
-        from pipelines import evaluate
+        from pipelines import evaluate, storage
 
         found = evaluate.run(
             evaluate.EvaluateConfig(
-                checkpoint=result.checkpoint, data=config.val, out=f"{config.out.rstrip('/')}/evaluation",
+                checkpoint=result.checkpoint, data=config.val, out=storage.child_uri(config.out, "evaluation"),
                 gpu=config.execution.gpu, address=config.execution.address,
             )
         )  # fmt: skip
@@ -272,8 +272,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("MASKRAY_TRACEBACK"):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+        text = _with_advice(text, error)
         # What a store refuses (no permission, no space, no connection) is no fault of the command line.
         _fail(" ".join(str(text).split()), 1 if isinstance(error, OSError) else 2)
+
+
+def _with_advice(text: str, error: Exception) -> str:
+    """What went wrong, with what to do where an object store said it."""
+    from pipelines.storage import advice_on
+
+    advice = advice_on(error)
+    return text if advice in text else f"{text}; {advice}"
 
 
 def _fail(message: str, code: int) -> None:
