@@ -197,6 +197,8 @@ def _objects(ids: npt.NDArray[np.uint16]) -> list[Mapping[str, object]]:
     flat = np.ascontiguousarray(ids.T).ravel()  # by columns, as run lengths go
     wanted = {info.id for info in CLASSES}
     present = [int(v) for v in np.flatnonzero(np.bincount(flat)) if (v // _PER_CLASS or v) in wanted]
+    if not present:
+        return []
     chosen = np.zeros(np.iinfo(np.uint16).max + 1, bool)
     chosen[present] = True
     places = np.flatnonzero(chosen[flat])
