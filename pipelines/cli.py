@@ -188,6 +188,16 @@ def _demo(arguments: Sequence[str]) -> None:
     show(f"report: {result.report}")
 
 
+def _generate(arguments: Sequence[str]) -> None:
+    from pipelines import generate
+
+    source, rest = _choose(arguments, tuple(generate.SOURCES), "generate", "source")
+    config = parse(generate.GenerateConfig, rest, f"generate {source}")
+    following = generate.run(source, config)
+    show(f"{config.train} + {config.val} labelled and {config.unlabelled} unlabelled pictures: {config.out}")
+    show(f"then: {following}")
+
+
 def _list(arguments: Sequence[str]) -> None:
     what, rest = _choose(arguments, ("presets", "datasets", "sweeps"), "list", "kind")
     if what == "presets":
@@ -225,6 +235,7 @@ class _Command(NamedTuple):
 
 COMMANDS: dict[str, _Command] = {
     "demo": _Command(_demo, "the whole road on a generated data set, in minutes on two CPU cores"),
+    "generate": _Command(_generate, "the demo's pictures as a small copy of COCO, Cityscapes or nuImages"),
     "prepare": _Command(_prepare, "raw pictures and annotations -> checked, committed shards"),
     "inspect": _Command(_inspect, "what a data set holds; --verify checks it all again, --gallery draws it"),
     "train": _Command(_train, "train a preset with Ray Train; the same command goes on where it stopped"),
