@@ -180,8 +180,9 @@ def read(uri: str) -> Checkpoint:
             version=version,
         )
     except (ValueError, KeyError, TypeError) as error:
+        versions = " or ".join(map(str, _READABLE_VERSIONS))
         raise CheckpointError(
-            f"{uri}/{FILE_NAME} is not a checkpoint manifest of version {' or '.join(map(str, _READABLE_VERSIONS))} "
+            f"{storage.child_uri(uri, FILE_NAME)} is not a checkpoint manifest of version {versions} "
             f"({error}): it is damaged or of another version of maskray; use another checkpoint"
         ) from error
 
@@ -208,8 +209,8 @@ def read_bytes(checkpoint: Checkpoint, name: str) -> bytes:
     except (FileNotFoundError, KeyError) as error:
         raise CheckpointError(f"{checkpoint.uri} lacks {name}: use another checkpoint") from error
     if commit.sha256_of(data) != checkpoint.files.get(name):
+        place = storage.child_uri(checkpoint.uri, checkpoint.stored(name))
         raise CheckpointError(
-            f"{checkpoint.uri}/{checkpoint.stored(name)} does not match the sha256 in {FILE_NAME}: it is damaged; "
-            "use another checkpoint"
+            f"{place} does not match the sha256 in {FILE_NAME}: it is damaged; use another checkpoint"
         )
     return data

@@ -58,7 +58,7 @@ def write(run: str, made: Snapshot) -> Checkpoint:
     Raises:
         OSError: the store failed; the checkpoint does not exist.
     """
-    return write_at(f"{run.rstrip('/')}/{_FOLDER}/step-{made.step:08d}", made)
+    return write_at(_uri_of(run, made.step), made)
 
 
 def save(
@@ -84,6 +84,10 @@ def load(uri: str) -> Checkpoint:
     return found
 
 
+def _uri_of(run: str, step: int) -> str:
+    return storage.child_uri(run, _FOLDER, f"step-{step:08d}")
+
+
 def _folders(run: str) -> list[int]:
     """Steps of the run's checkpoint folders, finished or not, ascending."""
     filesystem, root = storage.open_uri(run)
@@ -96,7 +100,7 @@ def _folders(run: str) -> list[int]:
 
 def steps(run: str) -> list[int]:
     """Steps of the run's committed checkpoints, ascending."""
-    return [step for step in _folders(run) if exists(f"{run.rstrip('/')}/{_FOLDER}/step-{step:08d}")]
+    return [step for step in _folders(run) if exists(_uri_of(run, step))]
 
 
 def at_step(run: str, step: int) -> Checkpoint:
@@ -105,7 +109,7 @@ def at_step(run: str, step: int) -> Checkpoint:
     Raises:
         CheckpointError: there is none, or its manifest is damaged.
     """
-    return load(f"{run.rstrip('/')}/{_FOLDER}/step-{step:08d}")
+    return load(_uri_of(run, step))
 
 
 def latest(run: str) -> Checkpoint | None:

@@ -113,11 +113,11 @@ def _train(arguments: Sequence[str]) -> None:
     if result.model:
         show(f"registered: {result.model}")
     if config.val:
-        from pipelines import evaluate
+        from pipelines import evaluate, storage
 
         found = evaluate.run(
             evaluate.EvaluateConfig(
-                checkpoint=result.checkpoint, data=config.val, out=f"{config.out.rstrip('/')}/evaluation",
+                checkpoint=result.checkpoint, data=config.val, out=storage.child_uri(config.out, "evaluation"),
                 gpu=config.execution.gpu, address=config.execution.address,
             )
         )  # fmt: skip
@@ -188,6 +188,16 @@ def _demo(arguments: Sequence[str]) -> None:
     show(f"report: {result.report}")
 
 
+def _generate(arguments: Sequence[str]) -> None:
+    from pipelines import generate
+
+    source, rest = _choose(arguments, tuple(generate.SOURCES), "generate", "source")
+    config = parse(generate.GenerateConfig, rest, f"generate {source}")
+    following = generate.run(source, config)
+    show(f"{config.train} + {config.val} labelled and {config.unlabelled} unlabelled pictures: {config.out}")
+    show(f"then: {following}")
+
+
 def _list(arguments: Sequence[str]) -> None:
     what, rest = _choose(arguments, ("presets", "datasets", "sweeps"), "list", "kind")
     if what == "presets":
@@ -225,6 +235,7 @@ class _Command(NamedTuple):
 
 COMMANDS: dict[str, _Command] = {
     "demo": _Command(_demo, "the whole road on a generated data set, in minutes on two CPU cores"),
+    "generate": _Command(_generate, "the demo's pictures as a small copy of COCO, Cityscapes or nuImages"),
     "prepare": _Command(_prepare, "raw pictures and annotations -> checked, committed shards"),
     "inspect": _Command(_inspect, "what a data set holds; --verify checks it all again, --gallery draws it"),
     "train": _Command(_train, "train a preset with Ray Train; the same command goes on where it stopped"),
@@ -272,8 +283,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("MASKRAY_TRACEBACK"):
             raise
         text = error.args[0] if isinstance(error, KeyError) and error.args else str(error)
+        text = _with_advice(text, error)
         # What a store refuses (no permission, no space, no connection) is no fault of the command line.
         _fail(" ".join(str(text).split()), 1 if isinstance(error, OSError) else 2)
+
+
+def _with_advice(text: str, error: Exception) -> str:
+    """What went wrong, with what to do where an object store said it."""
+    from pipelines.storage import advice_on
+
+    advice = advice_on(error)
+    return text if advice in text else f"{text}; {advice}"
 
 
 def _fail(message: str, code: int) -> None:

@@ -18,8 +18,9 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import IO, Any, Protocol
 
 from pyarrow import fs as pafs
 
@@ -152,16 +153,22 @@ def write_chunks(
         raise _conflict(path)
     storage.make_folder(filesystem, str(Path(path).parent))
     with tempfile.SpooledTemporaryFile(_SPOOL_BYTES) as spool:
-        # All chunks are made before the upload begins: a stream that is dropped is closed, which publishes what it has.
+        # A stream that is dropped is closed, which publishes what it has. So all chunks are made before the upload
+        # begins, and it has a thread of its own, which no interrupt from the terminal reaches.
         for chunk in chunks:
             spool.write(chunk)
         spool.seek(0)
         faults.reach("before_rename")
-        stream = filesystem.open_output_stream(path)
-        while piece := spool.read(_PIECE_BYTES):
-            stream.write(piece)
-        stream.close()
+        with ThreadPoolExecutor(1) as alone:
+            alone.submit(_upload, filesystem, path, spool).result()
     faults.reach("after_rename")
+
+
+def _upload(filesystem: pafs.FileSystem, path: str, spool: IO[bytes]) -> None:
+    stream = filesystem.open_output_stream(path)
+    while piece := spool.read(_PIECE_BYTES):
+        stream.write(piece)
+    stream.close()
 
 
 def sweep_temps(filesystem: pafs.FileSystem, folder: str) -> list[str]:

@@ -54,21 +54,24 @@ class Dataset:
         labels: int32 [all objects that are neither crowds nor ignored; older data sets count ignored ones as objects].
     """
 
-    def __init__(self, uri: str, verify: bool = True) -> None:
+    def __init__(self, uri: str, verify: bool = True, cached: bool = True) -> None:
         """Read the manifest and the index.
 
         Args:
             uri: path or URI of the folder.
             verify: check the sha256 of every file when it is first opened.
+            cached: take remote files from their copies on this machine; else from the store itself.
 
         Raises:
             ManifestError: no manifest, or one that cannot be used.
             DatasetError: the index is missing or damaged.
         """
         self.uri = uri
-        self._verify = verify
+        self._verify, self._cached = verify, cached
         self._filesystem, self._folder = storage.open_uri(uri)
-        self._cache = None if storage.is_local(self._filesystem) else ShardCache.from_environment()
+        self._cache = None
+        if not storage.is_local(self._filesystem):
+            self._cache = ShardCache.from_environment() if cached else ShardCache.nothing()
         self.manifest = manifests.load_from(self._filesystem, self._folder)
         self.rows_per_shard = np.array([s.rows for s in self.manifest.shards], np.int64)
         self._first_row = np.concatenate([[0], np.cumsum(self.rows_per_shard)]).astype(np.int64)
@@ -88,9 +91,9 @@ class Dataset:
         """Number of records."""
         return int(self._first_row[-1])
 
-    def __reduce__(self) -> tuple[type[Dataset], tuple[str, bool]]:
+    def __reduce__(self) -> tuple[type[Dataset], tuple[str, bool, bool]]:
         """Pickle as its address: another process opens its own files."""
-        return Dataset, (self.uri, self._verify)
+        return Dataset, (self.uri, self._verify, self._cached)
 
     def locate(self, index: int) -> tuple[int, int]:
         """Shard and row in it of a global record index.

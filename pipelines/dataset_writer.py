@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipelines import manifest as manifests
 from pipelines import rejections as rejected
 from pipelines.dataset import INDEX_NAME, INDEX_SCHEMA
 
+_SHARDS_AT_ONCE = 16
 _INDEX_COLUMNS = ("image_id", "height", "width", "labelled", "label", "crowd", "ignore")
 
 
@@ -133,13 +135,15 @@ def _write(
 
 
 def _index(filesystem: pafs.FileSystem, folder: str, infos: Sequence[manifests.ShardInfo]) -> pa.RecordBatch:
-    # Columns are projected, so that of each shard only a few kilobytes are read, also from an object store.
-    parts = [pa.RecordBatch.from_pylist([], schema=INDEX_SCHEMA)]
-    for info in infos:
+    def of_shard(info: manifests.ShardInfo) -> pa.RecordBatch:
         path = storage.join(folder, info.file)
         with filesystem.open_input_file(path) as source:
-            parts.append(_index_of(shards.open_ipc(source, path, _INDEX_COLUMNS).batch))
-    return pa.concat_batches(parts)
+            return _index_of(shards.open_ipc(source, path, _INDEX_COLUMNS).batch)
+
+    # Columns are projected, so that of each shard only a few kilobytes are read, also from an object store; there by
+    # many small requests, each of which takes its time.
+    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as threads:
+        return pa.concat_batches([pa.RecordBatch.from_pylist([], schema=INDEX_SCHEMA), *threads.map(of_shard, infos)])
 
 
 def _index_of(batch: pa.RecordBatch) -> pa.RecordBatch:

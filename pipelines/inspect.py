@@ -56,7 +56,8 @@ def run(config: InspectConfig) -> InspectResult:
         ManifestError: no data set there.
         DatasetError: its index or its rejections are damaged.
     """
-    dataset = Dataset(config.uri)
+    # What is verified is what the store holds, not this machine's copy of it.
+    dataset = Dataset(config.uri, cached=not config.verify)
     problems = tuple(verify(dataset)) if config.verify else ()
     return InspectResult(_text(dataset, problems, config.verify), dataset.manifest, problems)
 

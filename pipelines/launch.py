@@ -16,7 +16,7 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedErr
 from ray.train.torch import TorchTrainer
 
 from model.settings import to_dict
-from pipelines import checkpoints
+from pipelines import checkpoints, storage
 from pipelines.config import TrainConfig
 from pipelines.elastic import START_TIMEOUT_S, Elastic
 from pipelines.evaluator import Evaluator
@@ -99,7 +99,7 @@ class _Attempt:
             run_config=RunConfig(
                 # Ray keeps its own state per attempt; what a run continues from are our checkpoints alone.
                 name=f"attempt-{time.time_ns()}",
-                storage_path=f"{config.out}/ray",
+                storage_path=storage.child_uri(config.out, "ray"),
                 # Which failures are worth another attempt is decided here, not by their number alone.
                 failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
                 worker_runtime_env=env,

@@ -213,8 +213,9 @@ class _Loop:
             commit.write_file(filesystem, storage.join(folder, name), json.dumps(body, indent=1).encode())
         if skipped.in_a_row > self.config.optim.max_skipped:
             what = f"a loss of worker {', '.join(map(str, skipped.workers))}" if skipped.workers else "a gradient"
+            place = storage.child_uri(self.config.out, "skipped")
             raise TrainingError(
-                f"{what} is not finite at step {skipped.step} (its pictures: {self.config.out}/skipped): lower "
+                f"{what} is not finite at step {skipped.step} (its pictures: {place}): lower "
                 f"optim.learning_rate ({self.config.optim.learning_rate}) or set optim.clip_norm, and train into "
                 f"another --out; or the same command with --optim.max-skipped {2 * skipped.in_a_row} goes on and "
                 "leaves out as many steps in a row"

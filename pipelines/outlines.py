@@ -4,6 +4,8 @@ An outline here follows the edges between pixels, so rasterising it gives the ma
 have holes; a region with a hole is cut along a row through the hole, which turns it into plain outlines.
 """
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,6 +37,21 @@ def to_polygons(mask: NDArray[np.uint8]) -> list[list[float]]:
     upper[cut:] = False
     lower[:cut] = False
     return to_polygons(upper.astype(np.uint8)) + to_polygons(lower.astype(np.uint8))
+
+
+def to_traces(mask: NDArray[np.uint8]) -> list[list[tuple[int, int]]]:
+    """The border pixels (x, y) around each 4-connected part of ``mask``, the largest part first; holes are part of it.
+
+    Joined by lines that are drawn too, as Cityscapes' tool does with Pillow, they give the part with its holes filled.
+
+    Args:
+        mask: [H, W], non-zero inside.
+
+    Raises:
+        ValueError: ``mask`` is not two-dimensional.
+    """
+    around = [loop for loop in _paths(_as_bool(mask)) if _signed_area(loop) > 0]
+    return [_border_pixels(loop) for loop in sorted(around, key=_signed_area, reverse=True)]
 
 
 def to_run_lengths(mask: NDArray[np.uint8]) -> list[int]:
@@ -78,12 +95,26 @@ def _as_bool(mask: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def _loops(inside: NDArray[np.bool_]) -> list[list[_Vertex]]:
     """All boundary loops, corners only; clockwise on screen around regions, anticlockwise around holes."""
+    return [_corners(path) for path in _paths(inside)]
+
+
+def _paths(inside: NDArray[np.bool_]) -> Iterator[list[_Vertex]]:
+    """The same, one vertex a unit edge."""
     edges = _boundary_edges(inside)
-    loops = []
     for start in sorted(edges, key=lambda vertex: (vertex[1], vertex[0])):
         while edges.get(start):
-            loops.append(_corners(_walk(edges, start)))
-    return loops
+            yield _walk(edges, start)
+
+
+def _border_pixels(path: list[_Vertex]) -> list[_Vertex]:
+    """The pixels on the right of a closed unit-edge path, where their way turns."""
+    beside = {(1, 0): (0, 0), (0, 1): (-1, 0), (-1, 0): (-1, -1), (0, -1): (0, -1)}
+    pixels: list[_Vertex] = []
+    for (ax, ay), (bx, by) in zip(path, path[1:] + path[:1], strict=True):
+        dx, dy = beside[bx - ax, by - ay]
+        if pixels[-1:] != [(ax + dx, ay + dy)]:
+            pixels.append((ax + dx, ay + dy))
+    return _corners(pixels) if len(pixels) > 2 else pixels
 
 
 def _boundary_edges(inside: NDArray[np.bool_]) -> _Edges:

@@ -41,9 +41,10 @@ def write(
     _claim(filesystem, folder, fingerprint, faults)
     commit.sweep_temps(filesystem, folder)
     commit.sweep_temps(filesystem, storage.join(folder, PLAN_FOLDER))
+    there = {info.path for info in storage.list_files(filesystem, storage.join(folder, PLAN_FOLDER))}
     for number, rows in enumerate(parts):
         path = storage.join(folder, part_name(number))
-        if not storage.is_file(filesystem, path):  # whole if there: the claim above makes it this plan's
+        if path not in there:  # whole if there: the claim above makes it this plan's
             commit.write_file(filesystem, path, source_index.to_json(rows), faults=faults)
 
 

@@ -138,7 +138,7 @@ def read_index(config: PrepareConfig) -> Index:
         return nuimages.read_index(config.root, config.version, config.semantic)
     for folder in filter(None, (config.images, config.semantic)):
         filesystem, path = storage.open_uri(folder)
-        if storage.is_local(filesystem) and not storage.is_folder(filesystem, path):
+        if not storage.is_folder(filesystem, path):
             raise ValueError(
                 f"there is no folder {folder}: give the folder that holds the annotation's pictures or maps"
             )

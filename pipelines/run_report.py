@@ -50,9 +50,9 @@ def run(config: ReportConfig) -> str:
         ValueError: no run or no evaluation there.
     """
     place = storage.canonical_uri(config.run)
-    name = place.rsplit("/", 1)[-1]
+    name = storage.name_of(place)
     evaluation = config.evaluation
     if not evaluation:
-        filesystem, folder = storage.open_uri(f"{place}/evaluation")
-        evaluation = f"{place}/evaluation" if storage.is_folder(filesystem, folder) else ""
-    return save_report(name, [load_run(place, name, evaluation)], config.out or f"{place}/report.html")
+        own = storage.child_uri(place, "evaluation")
+        evaluation = own if storage.is_folder(*storage.open_uri(own)) else ""
+    return save_report(name, [load_run(place, name, evaluation)], config.out or storage.child_uri(place, "report.html"))

@@ -34,9 +34,10 @@ class ShapesConfig:
     """What to generate.
 
     Attributes:
-        train: Pictures in train2017, annotated.
-        val: Pictures in val2017, annotated.
-        unlabelled: Pictures in unlabeled2017; their truth goes to hidden_unlabeled2017.json, for audits only.
+        train: Training pictures, annotated.
+        val: Held-out pictures, annotated.
+        unlabelled: Pictures without annotations; COCO's folder keeps their truth in hidden_unlabeled2017.json, for
+            audits only.
         size_px: Longest side; a quarter of the pictures are 4:3, a quarter 3:4, the rest square.
         classes: How many of disc, triangle, ring, square and star are used, 3 to 5.
         colour_cue: Share of objects, 0 to 1, whose hue hints at the class; 0 leaves the outline alone.
@@ -87,6 +88,8 @@ class Picture(NamedTuple):
     """[H, W, 3]."""
     objects: list[tuple[int, bool, NDArray[np.uint8]]]
     """(label, crowd, visible mask [H, W] of 0 and 1), back to front."""
+    whole: list[NDArray[np.uint8]]
+    """Their masks as if nothing hid them."""
 
 
 def generate(config: ShapesConfig, out: Path) -> None:
@@ -101,7 +104,7 @@ def generate(config: ShapesConfig, out: Path) -> None:
     """
     files = ("instances_train2017", "instances_val2017", "image_info_unlabeled2017", "hidden_unlabeled2017")
     finished = [out / "annotations" / f"{name}.json" for name in files]
-    _claim(config, out)
+    claim(config, out)
     if all(path.exists() for path in finished):
         return
     finished[0].parent.mkdir(exist_ok=True)
@@ -141,13 +144,14 @@ def render(config: ShapesConfig, split: str, index: int) -> Picture:
     rgb *= lighting(rng, height, width)[..., None]
     rgb += rng.normal(0.0, config.noise, rgb.shape).astype(np.float32)
     hidden = np.zeros((height, width), bool)
-    objects = []
+    objects, whole = [], []
     for label, crowd, layer in reversed(scene):
         visible = layer.mask & ~hidden
         hidden |= layer.mask
         if visible.sum() >= config.min_visible_px:
             objects.append((label, crowd, visible.astype(np.uint8)))
-    return Picture((rgb.clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8), objects[::-1])
+            whole.append(layer.mask.astype(np.uint8))
+    return Picture((rgb.clip(0.0, 1.0) * 255.0 + 0.5).astype(np.uint8), objects[::-1], whole[::-1])
 
 
 def _scene(rng: np.random.Generator, config: ShapesConfig, height: int, width: int) -> list[_Placed]:
@@ -215,9 +219,7 @@ def _write_split(config: ShapesConfig, split: str, count: int, folder: Path) -> 
     for index, image_id in zip(range(count), _image_ids(config.seed, split), strict=False):
         picture = render(config, split, index)
         name = f"{image_id:012d}.jpg"
-        data = BytesIO()
-        Image.fromarray(picture.rgb).save(data, "JPEG", quality=90)
-        (folder / name).write_bytes(data.getvalue())
+        (folder / name).write_bytes(jpeg(picture))
         height, width = picture.rgb.shape[:2]
         images.append({"id": image_id, "file_name": name, "height": height, "width": width, "license": 1})
         annotations += _annotations(picture, image_id, config.keypoints)
@@ -230,6 +232,13 @@ def _write_split(config: ShapesConfig, split: str, count: int, folder: Path) -> 
         "annotations": annotations,
         "categories": [{"id": number, "name": name, "supercategory": "shape", **points} for number, name in used],
     }
+
+
+def jpeg(picture: Picture) -> bytes:
+    """A picture's pixels, compressed."""
+    data = BytesIO()
+    Image.fromarray(picture.rgb).save(data, "JPEG", quality=90)
+    return data.getvalue()
 
 
 def _image_ids(seed: int, split: str) -> Iterator[int]:
@@ -272,9 +281,15 @@ def _keypoints(mask: NDArray[np.uint8], crowd: bool) -> dict[str, object]:
     return {"keypoints": values, "num_keypoints": 0 if crowd else len(KEYPOINTS)}
 
 
-def _claim(config: ShapesConfig, out: Path) -> None:
-    """Make ``out`` ours, or say why it cannot be."""
+def claim(config: ShapesConfig, out: Path, source: str = "") -> None:
+    """Make a folder that of these shapes in the layout of a source, by a file in it; empty is COCO's.
+
+    Raises:
+        ValueError: ``out`` holds something else, or shapes of another config; nothing is touched then.
+    """
     marker, wanted = out / "generator.json", json.loads(json.dumps(asdict(config)))
+    if source:
+        wanted["source"] = source
     if not wanted["keypoints"]:
         del wanted["keypoints"]  # folders older than this setting are the same ones
     if marker.exists():

@@ -80,6 +80,11 @@ class ShardCache:
             raise ShardCacheError(f"{LIMIT_VARIABLE} is {raw!r}, wanted gigabytes such as 50; 0 keeps nothing")
         return cls(Path(folder), limit)
 
+    @classmethod
+    def nothing(cls) -> ShardCache:
+        """One that neither keeps files nor knows any."""
+        return cls(Path(), 0)
+
     @property
     def limit_bytes(self) -> int:
         """Most bytes of files that are kept."""
@@ -108,6 +113,8 @@ class ShardCache:
             fetch: reads the file from its store.
         """
         path = self._folder / sha256
+        if not self._limit:
+            return self._fetched(path, sha256, num_bytes, fetch)
         if (kept := self._kept(path, sha256, num_bytes)) is not None:
             return kept
         if num_bytes > self._limit:

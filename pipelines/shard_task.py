@@ -9,10 +9,12 @@ from __future__ import annotations
 import errno
 import json
 import socket
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pyarrow import fs as pafs
 
@@ -25,6 +27,9 @@ from pipelines.source_index import RawRow
 PLAN_FOLDER = "_plan"
 MAX_PICTURE_BYTES = 2**29
 """Larger files are rejected unread."""
+
+_READS_AT_ONCE = 8
+_MAX_KEY_BYTES = 1024  # of S3 and Google Cloud; longer ones are bad requests, not missing objects
 
 # Faults of one name, which come back however often it is tried.
 _FAULTS_OF_FILES = frozenset({errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP})
@@ -201,8 +206,9 @@ class _Folder:
     def __init__(self, uri: str, missing: Reason) -> None:
         self._filesystem, self._root = storage.open_uri(uri)
         self._missing = missing
+        self.is_local = storage.is_local(self._filesystem)
         # Resolved once: the folder itself may be a link, a file may not lead out of it.
-        self._real_root = Path(self._root).resolve() if storage.is_local(self._filesystem) else None
+        self._real_root = Path(self._root).resolve() if self.is_local else None
 
     def read(self, row: RawRow, name: str, field: str) -> bytes | Rejection:
         """A whole file, or why the picture it belongs to is rejected.
@@ -226,6 +232,8 @@ class _Folder:
         path, named = storage.join(self._root, name), rejections.shown(name)
         if self._real_root is not None and not Path(path).resolve().is_relative_to(self._real_root):
             return check.reject_row(row, Reason.UNSAFE_FILE_NAME, field, f"{named} links out of the folder")
+        if not self.is_local and len(path.encode(errors="replace")) > _MAX_KEY_BYTES:
+            return check.reject_row(row, self._missing, field, f"{named}: {errno.errorcode[errno.ENAMETOOLONG]}")
         # Asked before opening: a pipe would wait for ever, a device never end. `File` is a regular file only.
         info = self._filesystem.get_file_info(path)
         if info.type != pafs.FileType.File:
@@ -236,23 +244,54 @@ class _Folder:
         return storage.read_bytes(self._filesystem, path)
 
 
-def _outcomes(task: ShardTask, rows: list[RawRow], judge: careful.Judge) -> Iterator[check.Checked | Rejection]:
-    pictures = _Folder(task.images, Reason.MISSING_PICTURE)
-    labels = _Folder(task.labels, Reason.MISSING_LABELS) if task.labels else None
-    maps = _Folder(task.semantic, Reason.MISSING_MAP) if task.semantic else None
-    for row in rows:
+class _Files(NamedTuple):
+    """All that was read of a picture: its own bytes, those of its map and of its labels, where it has such."""
+
+    picture: bytes
+    semantic: bytes | None
+    labels: bytes | None
+
+
+class _Source:
+    """The folders of a plan's source."""
+
+    def __init__(self, task: ShardTask) -> None:
+        self._pictures = _Folder(task.images, Reason.MISSING_PICTURE)
+        self._labels = _Folder(task.labels, Reason.MISSING_LABELS) if task.labels else None
+        self._maps = _Folder(task.semantic, Reason.MISSING_MAP) if task.semantic else None
+
+    def read(self, row: RawRow) -> _Files | Rejection:
+        """The files of a picture, or why it is rejected; see `_Folder.read` for what it raises."""
         unsafe = check.check_file_name(row)
         if unsafe is not None:
-            yield unsafe
-            continue
-        found = labels.read(row, str(row.labels), "labels") if labels is not None else None
-        data = pictures.read(row, str(row.file_name), "file_name")
-        semantic = maps.read(row, str(row.semantic), "semantic") if maps is not None else None
+            return unsafe
+        found = self._labels.read(row, str(row.labels), "labels") if self._labels is not None else None
+        data = self._pictures.read(row, str(row.file_name), "file_name")
+        semantic = self._maps.read(row, str(row.semantic), "semantic") if self._maps is not None else None
         if isinstance(found, Rejection):
-            yield found
-        elif isinstance(data, Rejection):
-            yield data
-        elif isinstance(semantic, Rejection):
-            yield semantic
+            return found
+        if isinstance(data, Rejection):
+            return data
+        return semantic if isinstance(semantic, Rejection) else _Files(data, semantic, found)
+
+    def read_all(self, rows: Sequence[RawRow]) -> Iterator[_Files | Rejection]:
+        """Those of each row, in order; from a store far away, which answers slowly, several at the same time."""
+        if self._pictures.is_local:
+            yield from map(self.read, rows)
+            return
+        waiting: deque[Future[_Files | Rejection]] = deque()
+        with ThreadPoolExecutor(_READS_AT_ONCE) as threads:
+            for row in rows:
+                waiting.append(threads.submit(self.read, row))
+                if len(waiting) == _READS_AT_ONCE:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+
+
+def _outcomes(task: ShardTask, rows: list[RawRow], judge: careful.Judge) -> Iterator[check.Checked | Rejection]:
+    for row, files in zip(rows, _Source(task).read_all(rows), strict=True):
+        if isinstance(files, Rejection):
+            yield files
         else:
-            yield judge(row, data, task.rules, semantic, found)
+            yield judge(row, files.picture, task.rules, files.semantic, files.labels)

@@ -8,13 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from pathlib import Path, PurePosixPath
+from urllib.parse import quote, unquote
 
 import pyarrow as pa
 from pyarrow import fs as pafs
 
 from pipelines import secrets
+
+# What may stand in the path of a URI as it is (RFC 3986), besides letters, digits and -._~
+_PLAIN_IN_URI = "/:@!$&'()*+,;="
+_NO_ESCAPE = re.compile("%(?![0-9a-fA-F]{2})")
+# Their folders are prefixes of keys: there before anything is written, and never made.
+_WITHOUT_FOLDERS = frozenset({"s3", "gcs"})
+_ADVICE = {
+    "NO_SUCH_BUCKET|Bucket '.*' not found": "create the bucket, or correct its name",
+    "ACCESS_DENIED|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN": "check that "
+    "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the machine's role, belong to this store and may use the bucket",
+    "NETWORK_CONNECTION": "check the network, the region, and the endpoint in AWS_ENDPOINT_URL or "
+    "?endpoint_override=HOST:PORT&scheme=http",
+}
 
 
 class StorageError(ValueError):
@@ -50,26 +65,69 @@ def open_uri(uri: str) -> tuple[pafs.FileSystem, str]:
         raise StorageError(f"cannot open {uri!a}: it is not valid Unicode; give a folder of another name") from error
     if local:
         return pafs.LocalFileSystem(), local
+    _check_escapes(uri)
     try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
+        filesystem, path = pafs.FileSystem.from_uri(_quoted(uri))
     except (pa.ArrowException, OSError, NotImplementedError, ValueError) as error:
+        advice = advice_on(error) or "give a local path or a URI such as s3://bucket/folder"
+        raise StorageError(f"cannot open {uri!r}: {_first_line(error)}; {advice}") from error
+    if filesystem.type_name in _WITHOUT_FOLDERS and {"", ".", ".."} & set(path.rstrip("/").split("/")):
         raise StorageError(
-            f"cannot open {uri!r}: {_first_line(error)}; give a local path or a URI such as s3://bucket/folder"
-        ) from error
+            f"cannot open {uri!r}: no bucket or folder of an object store has the name '', '.' or '..'; give a URI "
+            "such as s3://bucket/folder"
+        )
     return filesystem, path.rstrip("/") or path
 
 
+def _check_escapes(uri: str) -> None:
+    if "#" in uri or _NO_ESCAPE.search(uri.partition("?")[0]):
+        raise StorageError(
+            f"cannot open {uri!r}: in a URI a # begins another part and a % an escape; write %23 for the sign #, %25 "
+            "for % and %3F for ?"
+        )
+
+
+def _quoted(uri: str) -> str:
+    """A URI with escapes for what may not stand in one, such as spaces, and without a slash at the end of its path."""
+    scheme, _, rest = uri.partition("://")
+    place, mark, query = rest.partition("?")
+    host, _, path = place.partition("/")
+    path = quote(path.rstrip("/"), safe=_PLAIN_IN_URI + "%")
+    return f"{scheme}://{host}" + ("/" + path if path or not host else "") + mark + query
+
+
 def canonical_uri(uri: str) -> str:
-    """The same place written one way: absolute local paths, URIs without a trailing slash."""
-    if "://" in uri:
-        return uri.rstrip("/")
-    return open_uri(uri)[1]
+    """The same place written one way: absolute local paths; URIs escaped, their path without a trailing slash."""
+    return _quoted(uri) if "://" in uri else open_uri(uri)[1]
 
 
 def child_uri(uri: str, *names: str) -> str:
     """The path or URI of something below a folder; a URI's query, such as its region or endpoint, stays last."""
-    place, mark, query = uri.partition("?") if "://" in uri else (uri, "", "")
-    return "/".join((place.rstrip("/"), *names)) + mark + query
+    if "://" not in uri:
+        return "/".join((uri.rstrip("/"), *names))
+    place, mark, query = uri.partition("?")
+    return "/".join((place.rstrip("/"), *(quote(name, safe=_PLAIN_IN_URI) for name in names))) + mark + query
+
+
+def name_of(uri: str) -> str:
+    """The last part of a path or URI: the name of a folder or file."""
+    if "://" not in uri:
+        return uri.rstrip("/").rpartition("/")[2]
+    return unquote(uri.partition("://")[2].partition("?")[0].rstrip("/").rpartition("/")[2])
+
+
+def parent_uri(uri: str, levels: int) -> str:
+    """The URI of the folder so many levels above."""
+    place, mark, query = _quoted(uri).partition("?")
+    for _ in range(levels):
+        place = place.rpartition("/")[0]
+    return _quoted(place + "/" + mark + query)
+
+
+def advice_on(error: BaseException) -> str:
+    """What to do about an error of an object store; empty where that is not known."""
+    text = str(error)
+    return next((advice for pattern, advice in _ADVICE.items() if re.search(pattern, text)), "")
 
 
 def is_local(filesystem: pafs.FileSystem) -> bool:
@@ -93,11 +151,13 @@ def is_folder(filesystem: pafs.FileSystem, path: str) -> bool:
 
 
 def make_folder(filesystem: pafs.FileSystem, path: str) -> None:
-    """Create a folder and its parents; nothing happens where it exists.
+    """Create a folder and its parents; nothing happens where it exists, or where the store needs none.
 
     Raises:
         StorageError: the folder cannot be created.
     """
+    if filesystem.type_name in _WITHOUT_FOLDERS:
+        return
     try:
         filesystem.create_dir(path, recursive=True)
     except OSError as error:

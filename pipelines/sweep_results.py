@@ -84,7 +84,7 @@ def finish(out: str, plan: Plan, mode: str, trials: Sequence[Trial]) -> SweepRes
     place = storage.canonical_uri(out)
     best = ""
     if ordered and ordered[0].value is not None:
-        best = f"{place}/best.json"
+        best = storage.child_uri(place, "best.json")
         config = trial_config(plan, ordered[0].choices, ordered[0].id)
         values = to_dict(dataclasses.replace(config, out=""))
         commit.write_file(storage.open_uri(best)[0], storage.open_uri(best)[1], json.dumps(values, indent=1).encode())
@@ -92,7 +92,7 @@ def finish(out: str, plan: Plan, mode: str, trials: Sequence[Trial]) -> SweepRes
 
 
 def _page(place: str, plan: Plan, trials: Sequence[Trial]) -> str:
-    page = Page(f"Sweep {place.rsplit('/', 1)[-1]}")
+    page = Page(f"Sweep {storage.name_of(place)}")
     whole = sum(trial.is_whole for trial in trials)
     page.paragraph(
         f"{len(trials)} trials, ordered by {plan.metric} at their last checkpoint; the {whole} that reached their own "
@@ -111,7 +111,7 @@ def _page(place: str, plan: Plan, trials: Sequence[Trial]) -> str:
     page.parallel_coordinates("One line a trial", [*names, plan.metric], lines)
     curves = {trial.id: [(float(point.samples), point.value) for point in trial.points] for trial in shown}
     page.line_chart(plan.metric, curves, "pictures seen", plan.metric)
-    return page.save(f"{place}/report.html")
+    return page.save(storage.child_uri(place, "report.html"))
 
 
 def _plain(value: Any) -> str | float | int:

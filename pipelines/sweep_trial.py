@@ -239,9 +239,10 @@ def _start(plan: Plan, choices: Mapping[str, Any], trial: str, given: Any) -> tu
     with given.as_directory() as folder:
         pointer = json.loads((Path(folder) / _POINTER).read_text())
     history = [Point(**point) for point in pointer["history"]]
-    own = storage.child_uri(plan.base.out, trial)
-    if pointer["run"] == own or pointer["run"].startswith(f"{own}-"):
-        generation = int(pointer["run"].removeprefix(own).removeprefix("-") or 0)
+    name = storage.name_of(pointer["run"])
+    is_own = name == trial or name.startswith(f"{trial}-")
+    if is_own and pointer["run"] == storage.child_uri(plan.base.out, name):
+        generation = int(name.removeprefix(trial).removeprefix("-") or 0)
         config = trial_config(plan, choices, trial, generation)
         if load_choices(config.out) == dict(choices):
             return config, history
@@ -261,7 +262,7 @@ def _next_generation(plan: Plan, trial: str) -> int:
 def adopt(checkpoint: str, run: str) -> None:
     """Copy a checkpoint into a new run, its manifest last, so that the run goes on from it."""
     filesystem, source = storage.open_uri(checkpoint)
-    target = storage.join(storage.open_uri(run)[1], "checkpoints", checkpoint.rsplit("/", 1)[-1])
+    target = storage.join(storage.open_uri(run)[1], "checkpoints", storage.name_of(checkpoint))
     files = storage.list_files(filesystem, source)
     for info in sorted(files, key=lambda info: info.base_name == checkpoints.FILE_NAME):
         commit.write_file(filesystem, storage.join(target, info.base_name), storage.read_bytes(filesystem, info.path))

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
-from pipelines import paper_sweeps
+from pipelines import paper_sweeps, storage
 from pipelines.config import TrainConfig
 from pipelines.paper_sweeps import longer
 from pipelines.sweep_search import Algorithm, Scheduler
@@ -75,7 +75,7 @@ def score_floors(base: TrainConfig) -> tuple[Dimension, ...]:
     labelled, *floors = base.train
     if not floors:
         raise ValueError("the sweep score_floors needs --floors, --predictions and --pool, and the labelled --train")
-    return (Variants("floor", {uri.rstrip("/").rsplit("/", 1)[-1]: {"train": [labelled, uri]} for uri in floors}),)
+    return (Variants("floor", {storage.name_of(uri): {"train": [labelled, uri]} for uri in floors}),)
 
 
 SEARCH = Sweep(lambda base: (), algorithm=Algorithm.RANDOM, scheduler=Scheduler.ASHA)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from pipelines import storage
 from pipelines.courier import Courier
 
 T = TypeVar("T")
@@ -148,7 +149,7 @@ class Tracker:
             for data in datasets:
                 profile = json.dumps({"manifest_sha256": data.manifest_hash, "pictures": data.pictures})
                 # MLflow keeps 36 characters of a digest; the whole of it is in the profile.
-                made = Dataset(data.uri.rsplit("/", 1)[-1], data.manifest_hash[:36], "local", data.uri, profile=profile)
+                made = Dataset(storage.name_of(data.uri), data.manifest_hash[:36], "local", data.uri, profile=profile)
                 rows.append(DatasetInput(made, [InputTag("mlflow.data.context", data.context)]))
             client.log_inputs(self.run_id, rows)
 

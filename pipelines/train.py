@@ -249,7 +249,7 @@ def _tracker(
     """The run's tracker: that of its earlier attempts, unless there is none or it is to be tracked elsewhere now."""
     before = on_file.tracking
     here = before.run_id if before.uri == config.tracking_uri else ""
-    tracker = Tracker(config.tracking_uri, here, config.out.rsplit("/", 1)[-1], parent)
+    tracker = Tracker(config.tracking_uri, here, storage.name_of(config.out), parent)
     if not here:
         _describe(tracker, config, manifests)
         if before.run_id and say:

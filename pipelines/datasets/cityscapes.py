@@ -133,7 +133,7 @@ def read_labels(data: bytes, name: str, max_pixels: int = decode.MAX_PIXELS) -> 
     Raises:
         LabelsError: not such a file.
     """
-    ids = _drawn(data, max_pixels) if name.endswith(_POLYGONS) else _instance_image(data, max_pixels)
+    ids = draw_polygons(data, max_pixels) if name.endswith(_POLYGONS) else _instance_image(data, max_pixels)
     return Labels(ids.shape[0], ids.shape[1], _objects(ids))
 
 
@@ -151,7 +151,12 @@ def _instance_image(data: bytes, max_pixels: int) -> npt.NDArray[np.uint16]:
     return values.astype(np.uint16)
 
 
-def _drawn(data: bytes, max_pixels: int) -> npt.NDArray[np.uint16]:
+def draw_polygons(data: bytes, max_pixels: int = decode.MAX_PIXELS) -> npt.NDArray[np.uint16]:
+    """The instance image [H, W] of a polygon file.
+
+    Raises:
+        LabelsError: not such a file.
+    """
     try:
         body = json.loads(data)
         height, width, things = body["imgHeight"], body["imgWidth"], body["objects"]
@@ -197,6 +202,8 @@ def _objects(ids: npt.NDArray[np.uint16]) -> list[Mapping[str, object]]:
     flat = np.ascontiguousarray(ids.T).ravel()  # by columns, as run lengths go
     wanted = {info.id for info in CLASSES}
     present = [int(v) for v in np.flatnonzero(np.bincount(flat)) if (v // _PER_CLASS or v) in wanted]
+    if not present:
+        return []
     chosen = np.zeros(np.iinfo(np.uint16).max + 1, bool)
     chosen[present] = True
     places = np.flatnonzero(chosen[flat])

@@ -79,4 +79,7 @@ def _listed(filesystem: pafs.FileSystem, root: str, asked: str) -> list[tuple[st
 
 
 def _uri_of(asked: str, path: str, root: str) -> str:
-    return asked.replace(path, root, 1) if "://" in asked else root
+    if "://" not in asked:
+        return root
+    below = path.removeprefix(root).strip("/")
+    return storage.parent_uri(asked, below.count("/") + 1 if below else 0)

@@ -73,8 +73,9 @@ pipelines.check | pipelines.cityscapes_results | pipelines.prepare_config | pipe
     | pipelines.train_window | pipelines.checkpoint_writer | pipelines.class_lists | pipelines.starting_weights
     | pipelines.labeller | pipelines.watchdog | pipelines.paper_sweeps | pipelines.sweep_search
     | pipelines.pool_shards | pipelines.distill_outputs | pipelines.run_file | pipelines.elastic
+    | pipelines.small_cityscapes | pipelines.small_nuimages
 pipelines.pseudo_labels
-pipelines.loop | pipelines.review | pipelines.figures
+pipelines.loop | pipelines.review | pipelines.figures | pipelines.generate
 pipelines.inbox | pipelines.validation
 pipelines.train_worker | pipelines.evaluator
 pipelines.follower

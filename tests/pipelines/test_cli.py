@@ -21,6 +21,7 @@ from tests.pipelines.tiny_shards import detected, record, write_dataset, write_p
 ROOT = Path(cli.__file__).parents[1]
 FORMS = [
     "demo",
+    "generate cityscapes",
     "prepare coco",
     "prepare images",
     "inspect",
@@ -94,7 +95,13 @@ def test_each_command_explains_itself(form, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "choices"), [("prepare", ["coco", "images"]), ("train", ["list presets"]), ("list", ["presets"])]
+    ("command", "choices"),
+    [
+        ("prepare", ["coco", "images"]),
+        ("generate", ["cityscapes", "nuimages"]),
+        ("train", ["list presets"]),
+        ("list", ["presets"]),
+    ],
 )
 def test_commands_of_two_words_list_the_second(command, choices, capsys):
     code, out, err = ends(f"{command} --help", capsys)

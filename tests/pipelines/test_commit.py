@@ -1,8 +1,11 @@
+import io
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from pyarrow import fs as pafs
 
@@ -101,6 +104,37 @@ def test_a_store_that_is_not_local_gets_one_put(tmp_path):
     assert (tmp_path / "a" / "x").read_bytes() == b"new"
     with pytest.raises(commit.CommitConflictError, match="exists already"):
         commit.write_file(store, "a/x", b"other", exclusive=True)
+
+
+class Interrupted(io.RawIOBase):
+    """A file of an object store: there once closed, also when it is dropped. Ctrl-C comes with its first bytes."""
+
+    def __init__(self, path):
+        self.path, self.data = path, b""
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        if not self.data:
+            os.kill(os.getpid(), signal.SIGINT)
+        self.data += bytes(data)
+        return len(data)
+
+    def close(self):
+        if not self.closed:
+            self.path.write_bytes(self.data)
+        super().close()
+
+
+def test_an_interrupt_publishes_no_part_in_an_object_store(tmp_path):
+    class Store(FaultyStore):
+        def open_output_stream(self, path, metadata):
+            return pa.PythonFile(Interrupted(tmp_path / path), "w")
+
+    with pytest.raises(KeyboardInterrupt):
+        commit.write_file(pafs.PyFileSystem(Store(tmp_path)), "x", b"whole", exclusive=True)
+    assert (tmp_path / "x").read_bytes() == b"whole"
 
 
 def test_sha256_of_nothing():

@@ -66,6 +66,56 @@ def test_the_query_of_a_uri_stays_last(uri, wanted):
     assert storage.child_uri(uri, "a", "b") == wanted
 
 
+@pytest.mark.parametrize(
+    ("uri", "wanted", "name"),
+    [
+        ("s3://bucket/my data/ü/?region=eu", "s3://bucket/my%20data/%C3%BC?region=eu", "ü"),
+        ("s3://bucket/a+b=c%20d[1]", "s3://bucket/a+b=c%20d%5B1%5D", "a+b=c d[1]"),
+        ("s3://bucket/", "s3://bucket", "bucket"),
+        ("hdfs://[::1]:8020/x/", "hdfs://[::1]:8020/x", "x"),
+        ("file:///", "file:///", ""),
+        ("/data/a b?c/", "/data/a b?c", "a b?c"),
+    ],
+)
+def test_one_place_is_written_one_way(uri, wanted, name):
+    assert storage.canonical_uri(uri) == wanted == storage.canonical_uri(wanted)
+    assert storage.name_of(uri) == storage.name_of(wanted) == name
+    if name:
+        assert storage.name_of(storage.child_uri(uri, "50%", "a #b")) == "a #b"
+
+
+def test_folders_above_are_found_in_a_uri():
+    uri = "s3://bucket/a b/c/*.jpg?region=eu"
+    names = [storage.parent_uri(uri, levels) for levels in range(4)]
+    places = ["bucket/a%20b/c/*.jpg", "bucket/a%20b/c", "bucket/a%20b", "bucket"]
+    assert names == [f"s3://{place}?region=eu" for place in places]
+    assert storage.parent_uri("file:///x.jpg", 1) == "file:///"
+
+
+def test_a_file_uri_may_hold_what_only_people_write(tmp_path):
+    assert storage.open_uri(f"file://{tmp_path}/my data/ü[1]")[1] == f"{tmp_path}/my data/ü[1]"
+
+
+@pytest.mark.parametrize("uri", ["s3://bucket/a#b", "s3://bucket/50%", "file:///a%2"])
+def test_what_would_name_another_place_is_refused(uri):
+    with pytest.raises(storage.StorageError, match="in a URI a # begins another part and a % an escape; write %23"):
+        storage.open_uri(uri)
+
+
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("AWS Error NO_SUCH_BUCKET during PutObject", "create the bucket"),
+        ("AWS Error INVALID_ACCESS_KEY_ID during ListObjectsV2", "check that AWS_ACCESS_KEY_ID"),
+        ("AWS Error NETWORK_CONNECTION during HeadObject", "check the network"),
+        ("No space left on device", ""),
+    ],
+)
+def test_errors_of_a_store_come_with_advice(text, advice):
+    assert storage.advice_on(OSError(text)).startswith(advice)
+    assert bool(storage.advice_on(OSError(text))) == bool(advice)
+
+
 def test_names_of_all_files_are_listed_also_those_that_are_no_text(tmp_path):
     filesystem, folder = storage.open_uri(str(tmp_path))
     (tmp_path / "sub").mkdir()

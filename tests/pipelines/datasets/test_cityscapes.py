@@ -77,6 +77,19 @@ def test_polygons_and_instance_images_give_the_same_records(root, data, tmp_path
         assert data.record(index) == other.record(index)
 
 
+@pytest.mark.parametrize("polygons", [False, True])
+def test_a_picture_without_objects_is_an_empty_one(tmp_path, polygons):
+    (name,) = tiny_cityscapes.write(tmp_path / "raw", (("ulm", 1),))
+    base = tmp_path / "raw" / "gtFine" / "train" / f"{name}_gtFine"
+    body = json.loads(base.with_name(f"{base.name}_polygons.json").read_text())
+    body["objects"] = [thing for thing in body["objects"] if thing["label"] in ("sky", "road", "building")]
+    base.with_name(f"{base.name}_polygons.json").write_text(json.dumps(body))
+    ids = Image.fromarray(tiny_cityscapes.instance_image(body))
+    ids.save(base.with_name(f"{base.name}_instanceIds.png"))
+    made = prepared(config(tmp_path / "raw", tmp_path / "data", polygons=polygons))
+    assert (len(made), made.manifest.labelled_images, made.record(0).instances) == (1, 1, ())
+
+
 def test_groups_are_no_objects_of_a_batch(data):
     picture = tiny_run.detector_config().picture
     batch = TrainBatches([Source(data, 3)], picture, AugmentConfig(flip=0.0), 0)[0]
