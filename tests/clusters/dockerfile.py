@@ -135,7 +135,8 @@ def run(instructions: Sequence[Instruction], checkout: Path, root: Path, argumen
 
 def _without_absent_extras(command: str) -> str:
     """Clients of clouds are no packages of this Python, and pip has no index here."""
-    return command if importlib.util.find_spec("boto3") else command.replace("[clouds]", "")
+    are_there = all(importlib.util.find_spec(name) for name in ("boto3", "googleapiclient"))
+    return command if are_there else command.replace("[clouds]", "")
 
 
 def _script(path: Path, text: str) -> None:
