@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pyarrow as pa
@@ -117,6 +118,7 @@ class Interrupted(io.RawIOBase):
 
     def write(self, data):
         if not self.data:
+            time.sleep(0.1)  # till the main thread waits for this one
             os.kill(os.getpid(), signal.SIGINT)
         self.data += bytes(data)
         return len(data)
