@@ -42,7 +42,7 @@ def as_labelled_by_a_detector(number, uncertain, weight=0.5):
     """A scene whose objects have a weight; the uncertain ones are ignored."""
     record = tiny_run.scene(number)
     things = [
-        dataclasses.replace(thing, loss_weight=weight, ignore=place in uncertain, crowd=place in uncertain)
+        thing._replace(loss_weight=weight, ignore=place in uncertain, crowd=place in uncertain)
         for place, thing in enumerate(record.instances)
     ]
     return dataclasses.replace(record, image_id=1000 + number, instances=tuple(things))

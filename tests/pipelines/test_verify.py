@@ -35,7 +35,7 @@ def test_verifying_names_bad_records(tmp_path, changes, match):
 
 def test_verifying_names_bad_objects(tmp_path):
     good = record(2)
-    bad = [dataclasses.replace(i, rle=b"junk", box_xyxy=(1.0, 1.0, 1.0, 2.0)) for i in good.instances]
+    bad = [i._replace(rle=b"junk", box_xyxy=(1.0, 1.0, 1.0, 2.0)) for i in good.instances]
     problems = list(verify(Dataset(write(tmp_path, [dataclasses.replace(good, instances=tuple(bad))]))))
     assert sum("box (1.0" in p for p in problems) == 2
     assert sum("object 20:" in p for p in problems) == 2
@@ -59,7 +59,7 @@ POINTS = np.array([[3, 4, 2], [5, 6, 1]], np.float32)
 )
 def test_verifying_names_bad_fields_of_objects(tmp_path, changes, match):
     first, second = record(2).instances
-    made = record(2, instances=(first, dataclasses.replace(second, **changes)))
+    made = record(2, instances=(first, second._replace(**changes)))
     classes = (ClassInfo(3, "dog", ("nose", "tail")), ClassInfo(7, "cat"))
     problems = list(verify(Dataset(write(tmp_path, [made], classes=classes))))
     assert len(problems) == (match is not None)
@@ -117,13 +117,13 @@ def test_verifying_opens_the_rejections(tmp_path):
 
 def test_ignored_objects_are_no_objects_and_data_that_counted_them_are_sound(tmp_path, monkeypatch):
     first, second = record(2).instances
-    rows = [record(2, instances=(first, dataclasses.replace(second, ignore=True))), record(1)]
+    rows = [record(2, instances=(first, second._replace(ignore=True))), record(1)]
     data = Dataset(write(tmp_path / "new", rows))
     assert (data.labels.tolist(), data.label_offsets.tolist()) == ([0, 0], [0, 1, 2])
     assert (data.manifest.class_counts, data.manifest.crowds) == ((2, 0), 1)
     assert list(verify(data)) == []
     plain = dataset_writer._index_of
-    seen = [dataclasses.replace(row, instances=tuple(dataclasses.replace(i, ignore=False) for i in row.instances))
+    seen = [dataclasses.replace(row, instances=tuple(i._replace(ignore=False) for i in row.instances))
             for row in rows]  # fmt: skip
     table = dataset_writer.records.to_table(seen).to_batches()[0]
     monkeypatch.setattr(dataset_writer, "_index_of", lambda batch: plain(table))  # as it once was written
